@@ -1,0 +1,201 @@
+/** The one place that loads the native addon; everything it exports is typed here. */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { DroidLlamaError, isErrorCode } from './errors.js';
+import type { EngineRoute, RpcDevice, WorkerTraffic } from './types.js';
+
+export interface ModelInfo {
+  readonly architecture: string;
+  readonly name: string;
+  /** Tokens the model was trained for; 0 when the file does not say. */
+  readonly contextLength: number;
+  /** Bytes of weights of each repeating layer. */
+  readonly layerBytes: readonly number[];
+  /** Bytes outside the layers: embeddings, head, projectors. */
+  readonly outerBytes: number;
+  readonly outerTensors: readonly string[];
+  /** Bytes of the output head; where it is tied, those of the embedding. */
+  readonly headBytes: number;
+  /** Bytes of F16 keys and values of one token in one layer; 0 where attention is not of the plain kind. */
+  readonly kvBytesPerTokenLayer: number;
+}
+
+export interface BuildInfo {
+  readonly llamaCpp: string;
+  readonly systemInfo: string;
+  readonly rpcProtocol: string;
+  readonly maxWorkers: number;
+  readonly routes: readonly EngineRoute[];
+}
+
+export interface NativeWorkerOptions {
+  endpoint: string;
+  host: string;
+  port: number;
+  /** Repeating layers it gets; 0 for none. */
+  layers: number;
+}
+
+/** Validated by lib/; 0 and '' mean llama.cpp's default. */
+export interface NativeEngineOptions {
+  model: string;
+  workers: NativeWorkerOptions[];
+  headOnWorker: boolean;
+  outerTensors: readonly string[];
+  contextSize: number;
+  batchSize: number;
+  ubatchSize: number;
+  parallel: number;
+  threads: number;
+  mmap: boolean;
+  embeddings: boolean;
+  reranking: boolean;
+  pooling: string;
+  loras: { path: string; scale: number }[];
+  draft: string;
+  chatTemplate: string;
+  llamaArgs: readonly string[];
+  llamaEnv: boolean;
+}
+
+export interface NativeRequestOptions {
+  method: string;
+  route: string;
+  path: string;
+  queryString: string;
+  params: Record<string, string>;
+  headers: Record<string, string>;
+  body: Uint8Array;
+  files: Record<string, { data: Uint8Array; filename: string; contentType: string }>;
+}
+
+export interface NativeRequest {
+  /** Null when the request was cancelled first. */
+  head(): Promise<{ status: number; headers: Record<string, string> } | null>;
+  /** The next chunk, null at the end, undefined after a cancellation. One call at a time. */
+  next(): Promise<Buffer | null | undefined>;
+  cancel(): void;
+}
+
+export interface NativePlacement {
+  layers: number[];
+  head: boolean;
+  bytes: number;
+}
+
+export interface NativeEngineStats {
+  tokensGenerated: number;
+  promptTokens: number;
+  tokensPerSecond: number;
+  promptTokensPerSecond: number;
+  activeRequests: number;
+  workers: WorkerTraffic[];
+}
+
+export interface NativeEngine {
+  /** Settles when the model is loaded: the master's placement, then each worker's. */
+  loaded(): Promise<NativePlacement[]>;
+  request(options: NativeRequestOptions): NativeRequest;
+  stats(): NativeEngineStats;
+  close(): Promise<void>;
+}
+
+export interface NativeRpcServerOptions {
+  host: string;
+  port: number;
+  threads: number;
+  maxClients: number;
+  cacheDir: string;
+  verbose: boolean;
+}
+
+export interface NativeRpcServerStats {
+  clients: number;
+  clientsTotal: number;
+  graphsComputed: number;
+  messagesReceived: number;
+  messagesSent: number;
+  bytesReceived: number;
+  bytesSent: number;
+  bytesAllocated: number;
+  bytesWeights: number;
+  computeMs: number;
+}
+
+export interface NativeRpcServer {
+  readonly port: number;
+  devices(): RpcDevice[];
+  stats(): NativeRpcServerStats;
+  close(): Promise<void>;
+}
+
+interface NativeAddon {
+  inspectModel(path: string): Promise<ModelInfo>;
+  buildInfo(): BuildInfo;
+  setLogLevel(level: number): void;
+  shutdown(): void;
+  Engine: new (options: NativeEngineOptions, onProgress: (stage: string, fraction: number) => void) => NativeEngine;
+  RpcServer: new (options: NativeRpcServerOptions, onEvent?: (line: string) => void) => NativeRpcServer;
+}
+
+const require = createRequire(import.meta.url);
+/** The package's own directory, from lib/ as well as from dist/. */
+const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
+let loaded: NativeAddon | undefined;
+
+/** The addon, loaded on first use. Throws `DROID_ADDON_NOT_FOUND`. */
+export function addon(): NativeAddon {
+  if (loaded) return loaded;
+  const nodeGypBuild = require('node-gyp-build') as { resolve(dir: string): string };
+  let file: string | undefined;
+  try {
+    file = nodeGypBuild.resolve(packageRoot);
+    loaded = require(file) as NativeAddon;
+  } catch (cause) {
+    throw new DroidLlamaError('DROID_ADDON_NOT_FOUND', notFoundMessage(file, cause as Error), { cause });
+  }
+  // Environment hooks end our threads when a worker thread ends, but process.exit() on the main thread runs none.
+  process.once('exit', () => loaded?.shutdown());
+  return loaded;
+}
+
+function notFoundMessage(file: string | undefined, cause: Error): string {
+  const target = `${process.platform}-${process.arch}`;
+  const tried = file ? `${file} was found but does not load` : `there is no build/Release and no prebuilds/${target}`;
+  const rebuild = existsSync(`${packageRoot}/scripts/build.mjs`)
+    ? `Compile it with:  node ${packageRoot}/scripts/build.mjs`
+    : 'Reinstall droid-llama.';
+  return `The native addon of droid-llama is missing for ${target}, Node ${process.version}: ${tried}.
+  in     ${packageRoot}
+  cause  ${cause.message.split('\n')[0]}
+${rebuild}
+(npm install --ignore-scripts skips the step that compiles it.)`;
+}
+
+/** The HTTP endpoints the engine answers. */
+export function engineRoutes(): readonly EngineRoute[] {
+  return addon().buildInfo().routes;
+}
+
+/** Gives an error of the addon its class; anything else is returned as it is. */
+export function toDroidLlamaError(error: unknown): unknown {
+  if (error instanceof Error && !(error instanceof DroidLlamaError)) {
+    const code = (error as Error & { code?: unknown }).code;
+    if (isErrorCode(code)) return new DroidLlamaError(code, error.message, { cause: error });
+  }
+  return error;
+}
+
+const LOG_LEVELS = { none: 0, error: 1, warn: 2, info: 3, debug: 4 } as const;
+export type LogLevel = keyof typeof LOG_LEVELS;
+
+/** llama.cpp's own log goes to stderr from this level on. It has one log for the whole process; the default is none. */
+export function setLogLevel(level: LogLevel): void {
+  addon().setLogLevel(LOG_LEVELS[level]);
+}
+
+export function isLogLevel(value: unknown): value is LogLevel {
+  return typeof value === 'string' && Object.hasOwn(LOG_LEVELS, value);
+}

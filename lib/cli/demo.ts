@@ -1,0 +1,111 @@
+import { fileURLToPath } from 'node:url';
+import type { Command } from 'commander';
+import type { DistributedContext } from '../context.js';
+import { DroidLlamaError } from '../errors.js';
+import { placementTable } from './format.js';
+import { LoadingBar } from './progress.js';
+import { shutdownSignal } from './shutdown.js';
+import { note, print, printJson } from './terminal.js';
+import { WorkerProcess } from './worker-process.js';
+
+interface DemoOptions {
+  json?: boolean;
+}
+
+const MODEL = fileURLToPath(new URL('../../models/droid-tiny.gguf', import.meta.url));
+const QUESTION = 'What is 2+2?';
+const MAX_TOKENS = 64;
+
+const HELP = `
+Starts a worker in a second process and the master in this one, splits the tiny model that comes with the package half
+and half, and asks "${QUESTION}". The answer goes to stdout, then the placement, the speed and the worker's own count of
+the graphs it computed.
+
+Examples:
+  $ droid-llama demo
+  $ droid-llama demo --json
+`;
+
+export function addDemoCommand(program: Command): void {
+  program
+    .command('demo')
+    .description('run a tiny model across two processes on this device')
+    .option('--json', 'print one line of JSON at the end instead of text')
+    .addHelpText('after', HELP)
+    .action(runDemo);
+}
+
+async function runDemo(options: DemoOptions): Promise<void> {
+  const stop = shutdownSignal();
+  note('starting a worker in a second process');
+  const worker = await WorkerProcess.start(stop);
+  try {
+    const { createDistributedContext } = await import('../context.js');
+    const bar = new LoadingBar(process.stderr);
+    let context: DistributedContext;
+    try {
+      context = await createDistributedContext({
+        model: MODEL,
+        rpc: [worker.endpoint],
+        tensorSplit: [0.5, 0.5],
+        contextSize: 512,
+        threads: 1,
+        onProgress: (progress) => bar.update(progress),
+        signal: stop,
+      });
+    } finally {
+      bar.clear();
+    }
+    try {
+      await converse(context, worker, options, stop);
+    } finally {
+      await context.close();
+    }
+  } finally {
+    await worker.stop();
+  }
+}
+
+async function converse(
+  context: DistributedContext,
+  worker: WorkerProcess,
+  options: DemoOptions,
+  signal: AbortSignal,
+): Promise<void> {
+  const before = await worker.stats();
+  if (!options.json) note(`> ${QUESTION}`);
+  let answer = '';
+  const body = { messages: [{ role: 'user', content: QUESTION }], max_tokens: MAX_TOKENS, temperature: 0 };
+  for await (const chunk of context.chat(body, { signal })) {
+    const text = chunk.choices[0]?.delta.content ?? '';
+    answer += text;
+    if (!options.json) process.stdout.write(text);
+  }
+  if (!options.json) print('\n');
+
+  const after = await worker.stats();
+  const { tokensGenerated, tokensPerSecond } = context.stats().engine;
+  const graphsComputed = after.graphsComputed - before.graphsComputed;
+  if (options.json) {
+    printJson({
+      question: QUESTION,
+      answer,
+      placement: context.placement,
+      tokensGenerated,
+      tokensPerSecond,
+      worker: { endpoint: worker.endpoint, pid: worker.pid, graphsComputed },
+    });
+  } else {
+    print(placementTable(context.placement));
+    print('');
+    print(`${tokensGenerated} tokens at ${tokensPerSecond.toFixed(1)} tokens/s`);
+    print(`the worker (process ${worker.pid}) counted ${graphsComputed} graphs, the master is process ${process.pid}`);
+  }
+  // What the demo is there to show: every token needs the worker.
+  if (graphsComputed < tokensGenerated) {
+    throw new DroidLlamaError(
+      'DROID_REQUEST_FAILED',
+      `the worker computed ${graphsComputed} graphs for ${tokensGenerated} tokens, so the model did not run on both`,
+    );
+  }
+}

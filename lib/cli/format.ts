@@ -1,0 +1,51 @@
+import type { Placement, RpcDevice } from '../types.js';
+
+const MIB = 1024 * 1024;
+
+/** Ascending indices as ranges: `[0, 1, 2, 5]` is `'0-2,5'`, none is `'none'`. */
+export function layerRanges(layers: readonly number[]): string {
+  const ranges: string[] = [];
+  let first: number | undefined;
+  layers.forEach((layer, i) => {
+    first ??= layer;
+    if (layers[i + 1] === layer + 1) return;
+    ranges.push(first === layer ? `${layer}` : `${first}-${layer}`);
+    first = undefined;
+  });
+  return ranges.length === 0 ? 'none' : ranges.join(',');
+}
+
+/** Columns separated by two spaces; `right` lists the columns whose cells end at the same place. */
+export function table(rows: readonly (readonly string[])[], right: readonly number[] = []): string {
+  const widths: number[] = [];
+  for (const row of rows) {
+    for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, cell.length);
+  }
+  const line = (row: readonly string[]): string =>
+    row
+      .map((cell, i) => (right.includes(i) ? cell.padStart(widths[i] ?? 0) : cell.padEnd(widths[i] ?? 0)))
+      .join('  ')
+      .trimEnd();
+  return rows.map(line).join('\n');
+}
+
+/** Device, layers, head, MiB of weights and share of the bytes, one line a device. */
+export function placementTable(placement: readonly Placement[]): string {
+  const total = placement.reduce((sum, part) => sum + part.bytes, 0);
+  const rows = placement.map((part) => [
+    part.device,
+    layerRanges(part.layers),
+    part.head ? 'yes' : 'no',
+    (part.bytes / MIB).toFixed(2),
+    `${(total === 0 ? 0 : (100 * part.bytes) / total).toFixed(1)}%`,
+  ]);
+  return table([['device', 'layers', 'head', 'MiB', 'share'], ...rows], [3, 4]);
+}
+
+/** One indented line a device, with its memory in whole MiB. */
+export function deviceLines(devices: readonly RpcDevice[]): string[] {
+  return devices.map(
+    ({ name, description, memoryTotal, memoryFree }) =>
+      `  ${name}: ${description} (${Math.floor(memoryTotal / MIB)} MiB, ${Math.floor(memoryFree / MIB)} MiB free)`,
+  );
+}

@@ -1,0 +1,51 @@
+import type { Command } from 'commander';
+import { probeEndpoint } from '../probe.js';
+import { deviceLines } from './format.js';
+import { shutdownSignal } from './shutdown.js';
+import { print, printJson, styled } from './terminal.js';
+import { endpointValue, integer } from './values.js';
+
+interface ProbeCommandOptions {
+  timeout: number;
+  json?: boolean;
+}
+
+const ROUND_TRIPS = 10;
+
+const HELP = `
+Ends with status 0 if a worker answers and 1 if not; the error tells a port that is closed from a device that drops
+connections (Android does: swap the roles then) and from one that is not there.
+
+Examples:
+  $ droid-llama probe 192.168.37.219:60000
+  $ droid-llama probe --timeout 1000 --json 192.168.37.219:60000
+`;
+
+export function addProbeCommand(program: Command): void {
+  program
+    .command('probe')
+    .description('test whether a worker can be reached from here, and show its devices')
+    .argument('<host:port>', 'endpoint of the worker', endpointValue)
+    .option('--timeout <ms>', 'milliseconds to wait', integer(1), 5000)
+    .option('--json', 'print one line of JSON')
+    .addHelpText('after', HELP)
+    .action(runProbe);
+}
+
+async function runProbe(endpoint: string, options: ProbeCommandOptions): Promise<void> {
+  const info = await probeEndpoint(endpoint, {
+    timeoutMs: options.timeout,
+    roundTrips: ROUND_TRIPS,
+    signal: shutdownSignal(),
+  });
+  if (options.json) {
+    printJson(info);
+    return;
+  }
+  print(`${styled(process.stdout, 'bold', info.endpoint)} is open`);
+  print(`  protocol   : ${info.protocol}`);
+  print(`  round trip : ${info.roundTripMs.toFixed(2)} ms (median of ${ROUND_TRIPS})`);
+  print(`  connecting : ${info.connectMs.toFixed(2)} ms`);
+  print('Devices:');
+  for (const line of deviceLines(info.devices)) print(line);
+}

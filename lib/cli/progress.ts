@@ -1,0 +1,62 @@
+import type { LoadProgress } from '../types.js';
+import { type Output, styled } from './terminal.js';
+
+const STAGES: Readonly<Record<LoadProgress['stage'], string>> = {
+  text_model: 'model',
+  spec_model: 'draft model',
+  mmproj_model: 'projector',
+};
+const BAR_WIDTH = 30;
+/** Percent between two lines where the output is no terminal. */
+const STEP = 10;
+
+export interface LoadingBarOptions {
+  /** Redraw one line instead of adding lines; default: when the stream is a terminal. */
+  inPlace?: boolean;
+}
+
+/** `[######------]`, `width` cells wide. */
+export function bar(fraction: number, width = BAR_WIDTH): string {
+  const filled = Math.round(Math.min(1, Math.max(0, fraction)) * width);
+  return `[${'#'.repeat(filled)}${'-'.repeat(width - filled)}]`;
+}
+
+/** Shows how far loading is: a bar redrawn in place on a terminal, a line every ten percent elsewhere. */
+export class LoadingBar {
+  readonly #stream: Output;
+  readonly #inPlace: boolean;
+  #stage: LoadProgress['stage'] | undefined;
+  #shown = -1;
+  #drawn = false;
+
+  constructor(stream: Output, { inPlace = stream.isTTY === true }: LoadingBarOptions = {}) {
+    this.#stream = stream;
+    this.#inPlace = inPlace;
+  }
+
+  update({ stage, fraction }: LoadProgress): void {
+    if (stage !== this.#stage) {
+      this.#stage = stage;
+      this.#shown = -1;
+    }
+    const percent = Math.floor(Math.min(1, Math.max(0, fraction)) * 100);
+    // llama.cpp reports every tensor; only what changes the text is written.
+    const step = this.#inPlace ? percent : percent - (percent % STEP);
+    if (step <= this.#shown) return;
+    this.#shown = step;
+    const label = `loading ${STAGES[stage] ?? stage}`;
+    if (this.#inPlace) {
+      this.#stream.write(`\r\x1b[2K${label} ${styled(this.#stream, 'dim', bar(fraction))} ${percent}%`);
+      this.#drawn = true;
+    } else {
+      this.#stream.write(`${label}: ${step}%\n`);
+    }
+  }
+
+  /** Takes the bar off the screen, so that the next line starts clean; the bar may be updated again after it. */
+  clear(): void {
+    if (this.#drawn) this.#stream.write('\r\x1b[2K');
+    this.#drawn = false;
+    if (this.#inPlace) this.#shown = -1;
+  }
+}

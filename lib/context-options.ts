@@ -1,0 +1,169 @@
+/** The options of createDistributedContext: what they mean, their defaults, and the checks that need no I/O. */
+import { isLogLevel, type LogLevel } from './addon.js';
+import { checkTensorSplit } from './placement.js';
+import { parseEndpoint } from './probe.js';
+import type { LoadProgress } from './types.js';
+import {
+  invalid,
+  optionalBoolean,
+  optionalInteger,
+  optionalOneOf,
+  optionalString,
+  plainObject,
+  show,
+  stringArray,
+} from './validate.js';
+
+const POOLING = ['none', 'mean', 'cls', 'last', 'rank'] as const;
+
+export interface DistributedContextOptions {
+  /** Path of a GGUF file; of a split model, the first one. */
+  model: string;
+  /** Workers as `'host:port'`, in the order of their layers. Default: none, everything stays here. */
+  rpc?: readonly string[];
+  /**
+   * The share of the layers' bytes each device holds, master first; only the ratio counts.
+   * `[0, 1]` puts every layer on the worker, `[1, 0]` none. Default: layers follow the devices' free memory.
+   */
+  tensorSplit?: readonly number[];
+  /**
+   * Who holds the output head. With `'master'`, the default, a token brings one hidden state back from each worker;
+   * with `'worker'` the last worker sends the logits, hundreds of kilobytes a token for a large vocabulary.
+   */
+  head?: 'master' | 'worker';
+  /** Tokens of context, `-c` of llama-server; shared by `parallel` streams. Default: what the model was trained for. */
+  contextSize?: number;
+  /** Tokens handed to one decode, `-b`. Default 2048. */
+  batchSize?: number;
+  /** Tokens computed at once, `-ub`. Default 512. */
+  ubatchSize?: number;
+  /** Threads of the master, `-t`. Default: what llama.cpp thinks best for the machine. */
+  threads?: number;
+  /** Map the file into memory instead of reading it. Default true. */
+  mmap?: boolean;
+  /** Streams that are answered at once, `-np`. Default 1. */
+  parallel?: number;
+  /** Serve embeddings. Default false. */
+  embeddings?: boolean;
+  /** Serve reranking, which needs a model made for it. Default false. */
+  reranking?: boolean;
+  /** How an embedding is pooled. Default: the model's own way. */
+  pooling?: (typeof POOLING)[number];
+  /** LoRA adapters to apply, by path or with a scale (default 1). */
+  loras?: readonly (string | { path: string; scale?: number })[];
+  /** A draft model for speculative decoding, kept on the master; see llama-server's `--spec-type` for other kinds. */
+  draft?: string;
+  /** A Jinja template, or the name of one that llama.cpp has built in. Default: the model's own. */
+  chatTemplate?: string;
+  /** Further flags of llama-server, as on its command line. Those this package owns are refused by name. */
+  llamaArgs?: readonly string[];
+  /** Heed `LLAMA_ARG_*` variables of the environment. Default false. */
+  llamaEnv?: boolean;
+  /** From which level on llama.cpp's log goes to stderr; it belongs to the whole process. Default: left as it is. */
+  logLevel?: LogLevel;
+  /** Milliseconds to wait for each worker to answer before loading. Default 5000. */
+  connectTimeoutMs?: number;
+  onProgress?: (progress: LoadProgress) => void;
+  /** Ends loading when aborted; the call then rejects with its reason. */
+  signal?: AbortSignal;
+}
+
+/** The options with their defaults; 0 and '' stand for llama.cpp's own default. */
+export interface CheckedOptions {
+  model: string;
+  rpc: readonly string[];
+  tensorSplit: readonly number[] | undefined;
+  headOnWorker: boolean;
+  contextSize: number;
+  batchSize: number;
+  ubatchSize: number;
+  threads: number;
+  mmap: boolean;
+  parallel: number;
+  embeddings: boolean;
+  reranking: boolean;
+  pooling: string;
+  loras: { path: string; scale: number }[];
+  draft: string;
+  chatTemplate: string;
+  llamaArgs: readonly string[];
+  llamaEnv: boolean;
+  logLevel: LogLevel | undefined;
+  connectTimeoutMs: number;
+  onProgress: (progress: LoadProgress) => void;
+  signal: AbortSignal | undefined;
+}
+
+const MAX_TOKENS = 1 << 24;
+
+/** Throws `DROID_INVALID_ARGUMENT`. */
+export function checkOptions(options: DistributedContextOptions, maxWorkers: number): CheckedOptions {
+  plainObject('options', options);
+  const rpc = checkEndpoints(options.rpc, maxWorkers);
+  const head = optionalOneOf('head', options.head, ['master', 'worker']) ?? 'master';
+  if (head === 'worker' && rpc.length === 0) invalid("head is 'worker', but rpc names no worker.");
+  if (options.tensorSplit !== undefined) {
+    if (!Array.isArray(options.tensorSplit) && !ArrayBuffer.isView(options.tensorSplit)) {
+      invalid(`tensorSplit is ${show(options.tensorSplit)}; it must be an array of numbers.`);
+    }
+    checkTensorSplit(options.tensorSplit, rpc.length);
+  }
+  if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
+    invalid('onProgress must be a function.');
+  }
+  if (options.signal !== undefined && !(options.signal instanceof AbortSignal))
+    invalid('signal must be an AbortSignal.');
+  if (options.logLevel !== undefined && !isLogLevel(options.logLevel)) {
+    invalid(`logLevel is ${show(options.logLevel)}; it must be none, error, warn, info or debug.`);
+  }
+  return {
+    model: optionalString('model', options.model) ?? invalid('model is missing; it must be the path of a GGUF file.'),
+    rpc,
+    tensorSplit: options.tensorSplit,
+    headOnWorker: head === 'worker',
+    contextSize: optionalInteger('contextSize', options.contextSize, { min: 0, max: MAX_TOKENS }) ?? 0,
+    batchSize: optionalInteger('batchSize', options.batchSize, { min: 1, max: MAX_TOKENS }) ?? 0,
+    ubatchSize: optionalInteger('ubatchSize', options.ubatchSize, { min: 1, max: MAX_TOKENS }) ?? 0,
+    threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? 0,
+    mmap: optionalBoolean('mmap', options.mmap) ?? true,
+    parallel: optionalInteger('parallel', options.parallel, { min: 1, max: 256 }) ?? 1,
+    embeddings: optionalBoolean('embeddings', options.embeddings) ?? false,
+    reranking: optionalBoolean('reranking', options.reranking) ?? false,
+    pooling: optionalOneOf('pooling', options.pooling, POOLING) ?? '',
+    loras: checkLoras(options.loras),
+    draft: optionalString('draft', options.draft) ?? '',
+    chatTemplate: optionalString('chatTemplate', options.chatTemplate) ?? '',
+    llamaArgs: stringArray('llamaArgs', options.llamaArgs),
+    llamaEnv: optionalBoolean('llamaEnv', options.llamaEnv) ?? false,
+    logLevel: options.logLevel,
+    connectTimeoutMs: optionalInteger('connectTimeoutMs', options.connectTimeoutMs, { min: 1, max: 3_600_000 }) ?? 5000,
+    onProgress: options.onProgress ?? (() => {}),
+    signal: options.signal,
+  };
+}
+
+function checkEndpoints(value: unknown, maxWorkers: number): readonly string[] {
+  const endpoints = stringArray('rpc', value);
+  if (endpoints.length > maxWorkers) {
+    invalid(`rpc names ${endpoints.length} workers; ggml takes at most ${maxWorkers} beside the master.`);
+  }
+  const seen = new Set<string>();
+  for (const endpoint of endpoints) {
+    const { host, port } = parseEndpoint(endpoint);
+    if (seen.has(`${host}:${port}`)) invalid(`rpc names the worker ${endpoint} twice.`);
+    seen.add(`${host}:${port}`);
+  }
+  return endpoints;
+}
+
+function checkLoras(value: DistributedContextOptions['loras']): { path: string; scale: number }[] {
+  if (value === undefined) return [];
+  if (!Array.isArray(value)) invalid('loras must be an array of paths or { path, scale }.');
+  return value.map((lora, i) => {
+    if (typeof lora === 'string') return { path: lora, scale: 1 };
+    plainObject(`loras[${i}]`, lora);
+    const scale = lora.scale ?? 1;
+    if (!Number.isFinite(scale)) invalid(`loras[${i}].scale is ${show(lora.scale)}; it must be a finite number.`);
+    return { path: optionalString(`loras[${i}].path`, lora.path) ?? invalid(`loras[${i}].path is missing.`), scale };
+  });
+}

@@ -1,0 +1,28 @@
+export { type LogLevel, setLogLevel } from './addon.js';
+export {
+  type CallOptions,
+  type ChatCompletionChunk,
+  type ChatRequest,
+  type CompletionChunk,
+  type CompletionRequest,
+  createDistributedContext,
+  DistributedContext,
+} from './context.js';
+export type { DistributedContextOptions } from './context-options.js';
+export type { RequestBody } from './engine-request.js';
+export { DroidLlamaError, ERROR_CODES, type ErrorCode } from './errors.js';
+export type { HttpServer, HttpServerOptions } from './http/server.js';
+export { type EndpointInfo, probeEndpoint } from './probe.js';
+export { RpcServer, type RpcServerOptions, type RpcServerStats, startRpcServer } from './rpc-server.js';
+export type {
+  ContextStats,
+  EngineResponse,
+  EngineRoute,
+  EngineStats,
+  LoadProgress,
+  Placement,
+  RequestOptions,
+  RpcDevice,
+  UploadedFile,
+  WorkerTraffic,
+} from './types.js';

@@ -1,0 +1,112 @@
+import { existsSync, mkdirSync } from 'node:fs';
+import { isIPv6 } from 'node:net';
+import { availableParallelism } from 'node:os';
+import { resolve } from 'node:path';
+import { addon, type NativeRpcServer, type NativeRpcServerStats, toDroidLlamaError } from './addon.js';
+import { DroidLlamaError } from './errors.js';
+import type { RpcDevice } from './types.js';
+import { optionalInteger, optionalString, plainObject } from './validate.js';
+
+export interface RpcServerOptions {
+  /** Address to listen on. Default `'127.0.0.1'`. RPC is neither encrypted nor authenticated: open it to nobody else. */
+  host?: string;
+  /** Port to listen on; 0 takes any that is free. Default 0. */
+  port?: number;
+  /** Threads that compute. Default: the number of cores this process may use. */
+  threads?: number;
+  /** Directory for tensors of 10 MiB and more, so that a second load need not send them. Made if missing; default: none. */
+  cacheDir?: string;
+  /** Masters that may be connected at once; further ones are turned away. Default 8. */
+  maxClients?: number;
+  /** Called with a line of text for each client that comes or goes, with `verbose` also for each command. */
+  onEvent?: (line: string) => void;
+  verbose?: boolean;
+  /** Closes the server when aborted. */
+  signal?: AbortSignal;
+}
+
+/** Counters since the server was started; sizes are bytes. */
+export type RpcServerStats = Readonly<NativeRpcServerStats>;
+
+/** A running worker. It keeps the process alive until it is closed. */
+export class RpcServer {
+  readonly host: string;
+  readonly port: number;
+  /** What a master passes in `rpc`, e.g. `'127.0.0.1:50123'`. */
+  readonly endpoint: string;
+  readonly devices: readonly RpcDevice[];
+  readonly cacheDir?: string;
+  readonly #native: NativeRpcServer;
+  #closing?: Promise<void>;
+
+  /** Use {@link startRpcServer}. */
+  constructor(native: NativeRpcServer, host: string, cacheDir?: string) {
+    this.#native = native;
+    this.host = host;
+    this.port = native.port;
+    this.endpoint = `${isIPv6(host) ? `[${host}]` : host}:${native.port}`;
+    this.devices = native.devices();
+    if (cacheDir) this.cacheDir = cacheDir;
+  }
+
+  /** Keeps its last values after {@link close}. */
+  stats(): RpcServerStats {
+    return this.#native.stats();
+  }
+
+  /** Disconnects every master, waits for the graph that is being computed, and frees the memory. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#native.close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/**
+ * Makes this process a worker: it lends its memory and cores to masters over ggml's RPC protocol.
+ * Rejects with `DROID_PORT_IN_USE`, `DROID_INVALID_ARGUMENT` or `DROID_ADDON_NOT_FOUND`.
+ */
+export async function startRpcServer(options: RpcServerOptions = {}): Promise<RpcServer> {
+  plainObject('options', options);
+  const { signal, onEvent } = options;
+  signal?.throwIfAborted();
+  const host = optionalString('host', options.host) ?? '127.0.0.1';
+  const cacheDir = optionalString('cacheDir', options.cacheDir);
+  if (onEvent !== undefined && typeof onEvent !== 'function') {
+    throw new DroidLlamaError('DROID_INVALID_ARGUMENT', 'onEvent must be a function.');
+  }
+  const native = {
+    host,
+    port: optionalInteger('port', options.port, { min: 0, max: 65535 }) ?? 0,
+    threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? availableParallelism(),
+    maxClients: optionalInteger('maxClients', options.maxClients, { min: 1, max: 1024 }) ?? 8,
+    cacheDir: cacheDir ? prepareCacheDir(cacheDir) : '',
+    verbose: options.verbose === true,
+  };
+  try {
+    const server = new RpcServer(new (addon().RpcServer)(native, onEvent), host, native.cacheDir || undefined);
+    signal?.addEventListener('abort', () => void server.close(), { once: true });
+    return server;
+  } catch (error) {
+    throw toDroidLlamaError(error);
+  }
+}
+
+function prepareCacheDir(dir: string): string {
+  const path = resolve(dir);
+  try {
+    if (!existsSync(path)) mkdirSync(path, { recursive: true, mode: 0o700 });
+    return path;
+  } catch (cause) {
+    throw new DroidLlamaError(
+      'DROID_INVALID_ARGUMENT',
+      `cacheDir ${path} cannot be made: ${(cause as Error).message}`,
+      {
+        cause,
+      },
+    );
+  }
+}

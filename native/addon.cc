@@ -1,0 +1,88 @@
+#include <napi.h>
+
+#include "engine.h"
+#include "engine_binding.h"
+#include "environment.h"
+#include "ggml-backend.h"
+#include "ggml-rpc.h"
+#include "llama.h"
+#include "llama_log.h"
+#include "model_info.h"
+#include "rpc/rpc_binding.h"
+
+namespace droid {
+
+namespace {
+
+Napi::Value inspect_model(const Napi::CallbackInfo & info) {
+    const std::string path = info[0].As<Napi::String>().Utf8Value();
+    return Environment::of(info.Env())
+        .run<ModelInfo>(
+            info.Env(), [path] { return read_model_info(path); },
+            [](Napi::Env env, ModelInfo & model) -> Napi::Value {
+                auto js = Napi::Object::New(env);
+                js.Set("architecture", model.architecture);
+                js.Set("name", model.name);
+                js.Set("contextLength", model.context_length);
+                auto layers = Napi::Array::New(env, model.layer_bytes.size());
+                for (size_t i = 0; i < model.layer_bytes.size(); i++) {
+                    layers.Set(static_cast<uint32_t>(i), static_cast<double>(model.layer_bytes[i]));
+                }
+                js.Set("layerBytes", layers);
+                js.Set("outerBytes", static_cast<double>(model.other_bytes));
+                auto names = Napi::Array::New(env, model.outer_tensors.size());
+                for (size_t i = 0; i < model.outer_tensors.size(); i++) {
+                    names.Set(static_cast<uint32_t>(i), model.outer_tensors[i]);
+                }
+                js.Set("outerTensors", names);
+                js.Set("headBytes", static_cast<double>(model.head_bytes));
+                js.Set("kvBytesPerTokenLayer", static_cast<double>(model.kv_bytes_per_token_layer));
+                return js;
+            });
+}
+
+Napi::Value build_info(const Napi::CallbackInfo & info) {
+    const Napi::Env env = info.Env();
+    auto js = Napi::Object::New(env);
+    js.Set("llamaCpp", llama_version());
+    js.Set("systemInfo", llama_print_system_info());
+    js.Set("rpcProtocol", std::to_string(RPC_PROTO_MAJOR_VERSION) + "." + std::to_string(RPC_PROTO_MINOR_VERSION) +
+                              "." + std::to_string(RPC_PROTO_PATCH_VERSION));
+    // One backend of the scheduler is the master's CPU.
+    js.Set("maxWorkers", GGML_RPC_MAX_SERVERS - 1);
+    auto routes = Napi::Array::New(env);
+    for (const Route & route : Engine::routes()) {
+        auto entry = Napi::Object::New(env);
+        entry.Set("method", route.method);
+        entry.Set("path", route.path);
+        routes.Set(routes.Length(), entry);
+    }
+    js.Set("routes", routes);
+    return js;
+}
+
+void set_level(const Napi::CallbackInfo & info) {
+    set_log_level(static_cast<LogLevel>(info[0].As<Napi::Number>().Int32Value()));
+}
+
+void shutdown(const Napi::CallbackInfo & info) {
+    Environment::of(info.Env()).shutdown();
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+    init_llama_process();
+    env.SetInstanceData(new Environment(env));
+    exports.Set("inspectModel", Napi::Function::New<inspect_model>(env));
+    exports.Set("buildInfo", Napi::Function::New<build_info>(env));
+    exports.Set("setLogLevel", Napi::Function::New<set_level>(env));
+    exports.Set("shutdown", Napi::Function::New<shutdown>(env));
+    export_engine(env, exports);
+    export_rpc_server(env, exports);
+    return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(droid_llama, init)
+
+}  // namespace droid

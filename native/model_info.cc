@@ -1,0 +1,186 @@
+#include "model_info.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "errors.h"
+#include "ggml.h"
+#include "gguf.h"
+#include "llama-arch.h"
+#include "llama.h"
+
+namespace droid {
+
+namespace {
+
+struct GgufFile {
+    gguf_context * gguf = nullptr;
+    ggml_context * tensors = nullptr;
+
+    explicit GgufFile(const std::string & path) {
+        gguf_init_params params = {/*.no_alloc =*/true, /*.ctx =*/&tensors};
+        gguf = gguf_init_from_file(path.c_str(), params);
+    }
+    ~GgufFile() {
+        gguf_free(gguf);
+        ggml_free(tensors);
+    }
+    GgufFile(const GgufFile &) = delete;
+    GgufFile & operator=(const GgufFile &) = delete;
+};
+
+void check_magic(const std::string & path) {
+    std::unique_ptr<FILE, int (*)(FILE *)> file(std::fopen(path.c_str(), "rb"), std::fclose);
+    if (!file) {
+        throw CodedError("DROID_MODEL_NOT_FOUND", "Cannot open the model " + path + ": " + std::strerror(errno) + ".");
+    }
+    char magic[4] = {};
+    const size_t n = std::fread(magic, 1, sizeof magic, file.get());
+    if (n != sizeof magic || std::memcmp(magic, "GGUF", 4) != 0) {
+        throw CodedError("DROID_MODEL_INVALID",
+                         path +
+                             " is not a GGUF file: it does not begin with \"GGUF\". Models in other formats must be "
+                             "converted first; a download page saved by mistake also looks like this.");
+    }
+}
+
+std::string get_string(const gguf_context * gguf, const char * key) {
+    const int64_t id = gguf_find_key(gguf, key);
+    return id >= 0 && gguf_get_kv_type(gguf, id) == GGUF_TYPE_STRING ? gguf_get_val_str(gguf, id) : "";
+}
+
+// An unsigned integer of any width; fallback when the key is missing or of another type (arrays differ by layer).
+uint64_t get_uint(const gguf_context * gguf, const std::string & key, uint64_t fallback) {
+    const int64_t id = gguf_find_key(gguf, key.c_str());
+    if (id < 0) {
+        return fallback;
+    }
+    switch (gguf_get_kv_type(gguf, id)) {
+        case GGUF_TYPE_UINT16: return gguf_get_val_u16(gguf, id);
+        case GGUF_TYPE_UINT32: return gguf_get_val_u32(gguf, id);
+        case GGUF_TYPE_INT32: return static_cast<uint64_t>(std::max(0, gguf_get_val_i32(gguf, id)));
+        case GGUF_TYPE_UINT64: return gguf_get_val_u64(gguf, id);
+        default: return fallback;
+    }
+}
+
+uint64_t kv_bytes(const gguf_context * gguf, const std::string & arch) {
+    const std::string attention = arch + ".attention.";
+    const uint64_t heads = get_uint(gguf, attention + "head_count", 0);
+    const uint64_t kv_heads = get_uint(gguf, attention + "head_count_kv", heads);
+    const uint64_t embedding = get_uint(gguf, arch + ".embedding_length", 0);
+    if (heads == 0 || kv_heads == 0 || embedding == 0) {
+        return 0;
+    }
+    const uint64_t key = get_uint(gguf, attention + "key_length", embedding / heads);
+    const uint64_t value = get_uint(gguf, attention + "value_length", embedding / heads);
+    return kv_heads * (key + value) * 2;
+}
+
+// The files a split model consists of, in order; just path when it is not split.
+std::vector<std::string> split_files(const std::string & path, const gguf_context * gguf) {
+    const uint64_t count = get_uint(gguf, "split.count", 0);
+    if (count <= 1) {
+        return {path};
+    }
+    const uint64_t first = get_uint(gguf, "split.no", 0);
+    std::vector<char> prefix(path.size() + 1);
+    if (first != 0 || count > 1024 ||
+        llama_split_prefix(prefix.data(), prefix.size(), path.c_str(), 0, static_cast<int>(count)) <= 0) {
+        throw CodedError("DROID_MODEL_INVALID", path + " is one of " + std::to_string(count) +
+                                                    " files of a split model; give the first one, under its original "
+                                                    "name (…-00001-of-…).gguf.");
+    }
+    std::vector<std::string> files;
+    for (uint64_t i = 0; i < count; i++) {
+        std::vector<char> name(path.size() + 64);
+        llama_split_path(name.data(), name.size(), prefix.data(), static_cast<int>(i), static_cast<int>(count));
+        files.emplace_back(name.data());
+    }
+    return files;
+}
+
+}  // namespace
+
+int layer_of(const std::string & tensor) {
+    for (const char * pattern : {"blk.%d.", "enc.blk.%d.", "dec.blk.%d."}) {
+        int layer = -1;
+        if (std::sscanf(tensor.c_str(), pattern, &layer) == 1 && layer >= 0) {
+            return layer;
+        }
+    }
+    return -1;
+}
+
+ModelInfo read_model_info(const std::string & path) {
+    check_magic(path);
+    GgufFile main(path);
+    if (!main.gguf) {
+        throw CodedError("DROID_MODEL_INVALID",
+                         path + " begins like a GGUF file, but its header is damaged or cut off. Download it again.");
+    }
+    ModelInfo info;
+    info.architecture = get_string(main.gguf, "general.architecture");
+    info.name = get_string(main.gguf, "general.name");
+    const std::string & arch = info.architecture;
+    if (arch.empty()) {
+        throw CodedError("DROID_MODEL_INVALID", path + " names no architecture (general.architecture is missing).");
+    }
+    if (llm_arch_from_string(arch) == LLM_ARCH_UNKNOWN) {
+        throw CodedError("DROID_MODEL_UNSUPPORTED", "llama.cpp " + std::string(llama_version()) +
+                                                        " does not know the architecture \"" + arch + "\" of " + path +
+                                                        ". A newer droid-llama may.");
+    }
+    if (get_string(main.gguf, "general.type") == "mmproj" || arch == "clip") {
+        throw CodedError("DROID_MODEL_UNSUPPORTED",
+                         path + " is a multimodal projector, not a model; pass it with --mmproj beside its model.");
+    }
+    const uint64_t layers = get_uint(main.gguf, arch + ".block_count", 0);
+    if (layers == 0 || layers > 4096) {
+        throw CodedError("DROID_MODEL_INVALID", path + " has no usable " + arch + ".block_count; it holds no layers.");
+    }
+    info.context_length = static_cast<uint32_t>(get_uint(main.gguf, arch + ".context_length", 0));
+    info.kv_bytes_per_token_layer = kv_bytes(main.gguf, arch);
+    info.layer_bytes.assign(layers, 0);
+
+    bool has_output = false;
+    uint64_t tied_embedding_bytes = 0;
+    for (const std::string & file : split_files(path, main.gguf)) {
+        std::unique_ptr<GgufFile> other;
+        const GgufFile * gguf = &main;
+        if (file != path) {
+            check_magic(file);
+            other = std::make_unique<GgufFile>(file);
+            gguf = other.get();
+            if (!gguf->gguf) {
+                throw CodedError("DROID_MODEL_INVALID", file + " is damaged or cut off. Download it again.");
+            }
+        }
+        for (ggml_tensor * t = ggml_get_first_tensor(gguf->tensors); t; t = ggml_get_next_tensor(gguf->tensors, t)) {
+            const std::string name = ggml_get_name(t);
+            const int layer = layer_of(name);
+            if (layer >= 0 && static_cast<uint64_t>(layer) < layers) {
+                info.layer_bytes[layer] += ggml_nbytes(t);
+                continue;
+            }
+            info.other_bytes += ggml_nbytes(t);
+            info.outer_tensors.push_back(name);
+            // The prefixes of everything llama.cpp classes as output layer (LLM_TENSOR_LAYER_OUTPUT).
+            if (name.rfind("output", 0) == 0 || name.rfind("cls", 0) == 0) {
+                info.head_bytes += ggml_nbytes(t);
+                has_output = has_output || name == "output.weight";
+            }
+            if (name == "token_embd.weight") {
+                tied_embedding_bytes = ggml_nbytes(t);
+            }
+        }
+    }
+    if (!has_output) {
+        info.head_bytes += tied_embedding_bytes;
+    }
+    return info;
+}
+
+}  // namespace droid

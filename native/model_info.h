@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace droid {
+
+// What a GGUF says about a model, read without loading it.
+struct ModelInfo {
+    std::string architecture;
+    std::string name;
+    uint32_t context_length = 0;             // tokens the model was trained for; 0 when the file does not say
+    std::vector<uint64_t> layer_bytes;       // weights of each repeating layer
+    uint64_t other_bytes = 0;                // everything outside the layers: embeddings, head, projectors
+    std::vector<std::string> outer_tensors;  // names of the tensors outside the layers
+    uint64_t head_bytes = 0;                 // of the tensors llama.cpp loads into the output layer
+    uint64_t kv_bytes_per_token_layer = 0;   // F16 K and V of one token in one layer; 0 when not plain attention
+};
+
+// The repeating layer a tensor belongs to, or -1 for one outside the layers.
+int layer_of(const std::string & tensor);
+
+// Reads path and, for a split model, the files beside it.
+// Throws CodedError: DROID_MODEL_NOT_FOUND, DROID_MODEL_INVALID or DROID_MODEL_UNSUPPORTED.
+ModelInfo read_model_info(const std::string & path);
+
+}  // namespace droid

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace droid {
+
+struct WorkerOptions {
+    std::string endpoint;  // as the user gave it, for messages and placement
+    std::string host;
+    uint16_t port = 0;
+    uint32_t layers = 0;  // how many repeating layers the worker gets
+};
+
+struct LoraOptions {
+    std::string path;
+    float scale = 1.0f;
+};
+
+// What JS asks of an engine; validated there. A count of 0 means llama.cpp's default.
+struct EngineOptions {
+    std::string model;
+    std::vector<WorkerOptions> workers;      // the master keeps the first layers, these take the rest in order
+    bool head_on_worker = false;             // of the last worker
+    std::vector<std::string> outer_tensors;  // ModelInfo::outer_tensors
+    uint32_t layers = 0;                     // repeating layers of the model
+    uint32_t context_size = 0;
+    uint32_t batch_size = 0;
+    uint32_t ubatch_size = 0;
+    uint32_t parallel = 1;
+    uint32_t threads = 0;
+    bool mmap = true;
+    bool embeddings = false;
+    bool reranking = false;
+    std::string pooling;  // empty: the model's own
+    std::vector<LoraOptions> loras;
+    std::string draft;  // path of a draft model
+    std::string chat_template;
+    std::vector<std::string> llama_args;
+    bool llama_env = false;  // heed LLAMA_ARG_* variables
+};
+
+}  // namespace droid

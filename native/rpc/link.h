@@ -1,0 +1,45 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace droid::rpc {
+
+// Traffic of one master with one worker. Written by the link's threads, read by any.
+struct LinkCounters {
+    std::atomic<uint64_t> graphs{0};
+    std::atomic<uint64_t> messages_sent{0};
+    std::atomic<uint64_t> messages_received{0};
+    std::atomic<uint64_t> bytes_sent{0};
+    std::atomic<uint64_t> bytes_received{0};
+    std::atomic<uint64_t> wait_us{0};  // spent waiting for answers
+};
+
+// A context's connection to one worker.
+//
+// ggml-rpc keys everything it keeps by endpoint string and shares one connection between all users of an endpoint,
+// including the memory of which graph was sent last; two contexts on one worker would then run each other's graphs.
+// So each link goes by a name of its own ("192.168.43.2#0:60000"), which the transport resolves. Names are reused
+// once free, because ggml-rpc never forgets one.
+class Link {
+  public:
+    // Connects; throws CodedError DROID_ENDPOINT_* naming endpoint.
+    Link(const std::string & endpoint, const std::string & host, uint16_t port);
+    ~Link();
+    Link(const Link &) = delete;
+    Link & operator=(const Link &) = delete;
+
+    const std::string & name() const { return name_; }
+    const LinkCounters & counters() const { return *counters_; }
+
+  private:
+    std::string name_;
+    std::shared_ptr<LinkCounters> counters_;
+};
+
+// For the transport: the connected socket waiting under a link's host part, or -1; it is handed over once.
+int take_link_socket(const std::string & host, std::shared_ptr<LinkCounters> & counters);
+
+}  // namespace droid::rpc

