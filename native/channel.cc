@@ -18,8 +18,12 @@ void Channel::post(Task task) {
     const napi_status status = function_.NonBlockingCall(heap, [](Napi::Env env, Napi::Function, Task * data) {
         std::unique_ptr<Task> owned(data);
         // env is null when the function is being torn down with calls still queued.
-        if (env) {
+        if (!env) return;
+        try {
             (*owned)(env);
+        } catch (const Napi::Error & error) {
+            // A user's callback threw, or the environment is terminating and runs no JS any more.
+            error.ThrowAsJavaScriptException();
         }
     });
     if (status != napi_ok) {

@@ -72,6 +72,15 @@ HttpRequest read_request(const Napi::Object & from) {
     return request;
 }
 
+Napi::Value head_to_js(Napi::Env env, const ResponseHead & head) {
+    auto js = Napi::Object::New(env);
+    js.Set("status", head.status);
+    auto headers = Napi::Object::New(env);
+    for (const auto & [name, value] : head.headers) headers.Set(name, value);
+    js.Set("headers", headers);
+    return js;
+}
+
 // The JS side of one request: head() and next() settle on engine threads, cancel() is a hint that returns at once.
 class RequestHandle : public Napi::ObjectWrap<RequestHandle> {
   public:
@@ -89,18 +98,13 @@ class RequestHandle : public Napi::ObjectWrap<RequestHandle> {
         head_ = Napi::Persistent(deferred.Promise().As<Napi::Object>());
         auto waiting = std::make_shared<Waiting>(deferred, channel_, env);
         auto channel = channel_;
-        request_ = std::make_shared<Request>(read_request(info[1].As<Napi::Object>()), [=](const ResponseHead & head) {
-            channel->post([waiting, head](Napi::Env env) {
+        request_ = std::make_shared<Request>(read_request(info[1].As<Napi::Object>()), [=](const ResponseHead * head) {
+            auto copy = head ? std::make_shared<ResponseHead>(*head) : nullptr;
+            channel->post([waiting, copy](Napi::Env env) {
                 Napi::HandleScope scope(env);
-                auto js = Napi::Object::New(env);
-                js.Set("status", head.status);
-                auto headers = Napi::Object::New(env);
-                for (const auto & [name, value] : head.headers) headers.Set(name, value);
-                js.Set("headers", headers);
-                waiting->settle(js);
+                waiting->settle(copy ? head_to_js(env, *copy) : env.Null());
             });
         });
-        head_waiting_ = waiting;
         try {
             (*engine)->engine.handle(request_);
         } catch (const CodedError & error) {
@@ -154,15 +158,10 @@ class RequestHandle : public Napi::ObjectWrap<RequestHandle> {
         return deferred.Promise();
     }
 
-    void cancel(const Napi::CallbackInfo & info) {
-        request_->cancel();
-        // The head of a cancelled request never comes; whoever waits for it is told so.
-        if (auto waiting = head_waiting_.lock()) waiting->settle(info.Env().Null());
-    }
+    void cancel(const Napi::CallbackInfo &) { request_->cancel(); }
 
     // A Deferred's own promise is valid only in the scope it was made in.
     Napi::ObjectReference head_;
-    std::weak_ptr<Waiting> head_waiting_;
     std::shared_ptr<Channel> channel_;
     std::shared_ptr<Request> request_;
 };
@@ -196,6 +195,7 @@ class EngineHandle : public Napi::ObjectWrap<EngineHandle> {
         auto & environment = Environment::of(env);
         auto channel = environment.channel();
         auto on_progress = std::make_shared<Napi::FunctionReference>(Napi::Persistent(info[1].As<Napi::Function>()));
+        on_progress->SuppressDestruct();  // its last owner may be the engine's thread; Reset() below is on this one
         auto ref = std::make_shared<std::unique_ptr<Channel::Ref>>(std::make_unique<Channel::Ref>(channel, env));
         auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
         loaded_ = Napi::Persistent(deferred->Promise().As<Napi::Object>());

@@ -11,7 +11,7 @@ void Environment::shutdown() {
     if (down_) return;
     down_ = true;
     channel_->close();
-    for (const auto & open : open_) open->stop();
+    for (auto open = open_.rbegin(); open != open_.rend(); ++open) (*open)->stop();
     open_.clear();
     for (auto & job : jobs_) {
         if (job.joinable()) job.join();

@@ -5,7 +5,6 @@
 #include <functional>
 #include <list>
 #include <memory>
-#include <set>
 #include <thread>
 
 #include "channel.h"
@@ -32,20 +31,20 @@ class Environment {
 
     const std::shared_ptr<Channel> & channel() const { return channel_; }
 
-    void add(std::shared_ptr<Stoppable> open) { open_.insert(std::move(open)); }
-    void remove(const std::shared_ptr<Stoppable> & closed) { open_.erase(closed); }
+    void add(std::shared_ptr<Stoppable> open) { open_.push_back(std::move(open)); }
+    void remove(const std::shared_ptr<Stoppable> & closed) { open_.remove(closed); }
 
     // Runs work on a thread of its own and settles the promise with what convert makes of it, or with the error.
     template <typename Result>
     Napi::Promise run(Napi::Env env, std::function<Result()> work,
                       std::function<Napi::Value(Napi::Env, Result &)> convert);
 
-    // JS thread: stops everything. Idempotent.
+    // JS thread: stops everything, the newest first: an engine before the server whose memory it uses. Idempotent.
     void shutdown();
 
   private:
     std::shared_ptr<Channel> channel_;
-    std::set<std::shared_ptr<Stoppable>> open_;
+    std::list<std::shared_ptr<Stoppable>> open_;
     std::list<std::thread> jobs_;
     bool down_ = false;
 };

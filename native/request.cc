@@ -17,14 +17,18 @@ void Request::next(ChunkFn on_chunk) {
 void Request::cancel() {
     ChunkFn pending;
     std::function<void()> wake;
+    bool no_head;
     {
         std::lock_guard<std::mutex> lock(mutex_);
         if (cancelled_.exchange(true)) return;
+        no_head = !head_sent_;
+        head_sent_ = true;
         pending.swap(pending_);
         wake.swap(wake_);
         reader_.notify_all();
     }
     if (wake) wake();
+    if (no_head) on_head_(nullptr);
     if (pending) pending({Chunk::cancelled, ""});
 }
 
@@ -34,7 +38,12 @@ void Request::set_wake(std::function<void()> wake) {
 }
 
 void Request::head(const ResponseHead & head) {
-    if (!cancelled_) on_head_(head);
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (head_sent_) return;
+        head_sent_ = true;
+    }
+    on_head_(&head);
 }
 
 bool Request::wait_for_reader() {

@@ -41,7 +41,7 @@ class Request {
         enum Kind { data_chunk, end, cancelled } kind = end;
         std::string data;
     };
-    using HeadFn = std::function<void(const ResponseHead &)>;
+    using HeadFn = std::function<void(const ResponseHead *)>;  // null when cancelled first; called once
     using ChunkFn = std::function<void(Chunk)>;
 
     Request(HttpRequest request, HeadFn on_head) : data(std::move(request)), on_head_(std::move(on_head)) {}
@@ -49,7 +49,7 @@ class Request {
     // Asks for the next chunk; only one may be asked for at a time. After the end or a cancellation it says so at once.
     void next(ChunkFn on_chunk);
 
-    // Asks the engine to stop; on_head may then never come, a pending next() says cancelled.
+    // Asks the engine to stop; a head and a chunk that are waited for come at once and say so.
     void cancel();
 
     bool cancelled() const { return cancelled_; }
@@ -68,6 +68,7 @@ class Request {
     std::mutex mutex_;
     std::condition_variable reader_;
     ChunkFn pending_;
+    bool head_sent_ = false;
     bool finished_ = false;
     std::function<void()> wake_;
 };

@@ -42,6 +42,7 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
         options.verbose = get_bool(from, "verbose");
         if (info[1].IsFunction()) {
             on_event_ = std::make_shared<Napi::FunctionReference>(Napi::Persistent(info[1].As<Napi::Function>()));
+            on_event_->SuppressDestruct();  // its last owner may be a session's thread; close() resets it on this one
             auto pending = std::make_shared<std::atomic<int>>(0);
             options.on_event = [channel = environment.channel(), on_event = on_event_,
                                 pending](const std::string & line) {

@@ -1,0 +1,2 @@
+/** The paths of upstream's programs, after a build of whatever is not up to date. Takes minutes the first time. */
+export declare function ensureUpstream(): Promise<{ llamaServer: string; rpcServer: string }>;
