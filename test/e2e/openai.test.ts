@@ -5,33 +5,27 @@ import OpenAI, { APIUserAbortError, AuthenticationError, BadRequestError, NotFou
 import type { ChatCompletionMessageParam, ChatCompletionTool } from 'openai/resources/chat/completions';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import type { DistributedContextOptions } from '../../lib/context-options.js';
-import type { DistributedContext, RpcServer } from '../../lib/index.js';
-import { endless, openContext, openWorker, question, settled, until } from '../support/contexts.js';
+import type { RpcServer } from '../../lib/index.js';
+import { endless, openContext, openWorker, settled, until } from '../support/contexts.js';
 import { tinyModel } from '../support/paths.js';
 
 const apiKey = 'sk-of-this-test';
 const model = 'droid-tiny';
+const sum: ChatCompletionMessageParam = { role: 'user', content: 'What is 2+2?' };
 const greedy = { model, temperature: 0, max_tokens: 100 };
-
-interface Served {
-  readonly client: OpenAI;
-  readonly ctx: DistributedContext;
-  readonly baseURL: string;
-}
 
 /** Retries are off, so that a request that fails once fails the test. */
 function clientFor(baseURL: string, key = apiKey): OpenAI {
   return new OpenAI({ baseURL, apiKey: key, maxRetries: 0 });
 }
 
-async function serve(options: Partial<DistributedContextOptions> = {}): Promise<Served> {
+async function serve(options: Partial<DistributedContextOptions> = {}) {
   const ctx = await openContext({ contextSize: 1024, ...options });
-  const server = await ctx.listen({ port: 0, apiKey });
-  const baseURL = `${server.url}/v1`;
-  return { client: clientFor(baseURL), ctx, baseURL };
+  const { url } = await ctx.listen({ port: 0, apiKey });
+  return { client: clientFor(`${url}/v1`), ctx };
 }
 
-async function serveSplit(): Promise<Served & { worker: RpcServer }> {
+async function serveSplit() {
   const worker = await openWorker();
   return { ...(await serve({ rpc: [worker.endpoint], tensorSplit: [0.5, 0.5] })), worker };
 }
@@ -67,7 +61,7 @@ describe('chat', () => {
   it('answers, and both devices compute it', async () => {
     const { client, worker } = await serveSplit();
     const before = worker.stats().graphsComputed;
-    const completion = await client.chat.completions.create({ ...greedy, messages: [{ ...question, role: 'user' }] });
+    const completion = await client.chat.completions.create({ ...greedy, messages: [sum] });
     expect(completion.choices).toMatchObject([
       { index: 0, finish_reason: 'stop', message: { role: 'assistant', content: '2+2 equals 4.' } },
     ]);
@@ -83,7 +77,7 @@ describe('chat', () => {
     const { client } = await serveSplit();
     const stream = await client.chat.completions.create({
       ...greedy,
-      messages: [{ ...question, role: 'user' }],
+      messages: [sum],
       stream: true,
       stream_options: { include_usage: true },
     });
@@ -95,17 +89,6 @@ describe('chat', () => {
     expect(new Set(chunks.map(({ id }) => id)).size).toBe(1);
     expect(chunks.at(-2)?.choices).toMatchObject([{ finish_reason: 'stop' }]);
     expect(chunks.at(-1)).toMatchObject({ choices: [], usage: { completion_tokens: 8, total_tokens: 23 } });
-  });
-
-  it('keeps a conversation, and its helper for streams agrees', async () => {
-    const { client } = await serveSplit();
-    const messages: ChatCompletionMessageParam[] = [
-      { role: 'user', content: 'What is the capital of France?' },
-      { role: 'assistant', content: 'The capital of France is Paris.' },
-      { role: 'user', content: 'What is 2+2?' },
-    ];
-    const runner = client.chat.completions.stream({ ...greedy, messages });
-    expect(await runner.finalContent()).toBe('2+2 equals 4.');
   });
 });
 
@@ -164,7 +147,9 @@ describe('tools with tool_choice: required', () => {
         {
           type: 'function',
           function: {
-            ...(add as { function: { name: string; description: string; parameters: object } }).function,
+            name: 'add',
+            description: 'Add two numbers',
+            parameters: { type: 'object', properties: { a: { type: 'integer' }, b: { type: 'integer' } } },
             parse: JSON.parse,
             function: (args: { a: number; b: number }) => {
               calls.push(args);
@@ -249,12 +234,8 @@ describe('abort', () => {
       const worker = connect({ host, port, noDelay: true });
       master.setNoDelay().pipe(worker);
       worker.on('data', (data) => setTimeout(() => master.write(data), delayMs));
-      for (const [one, other] of [
-        [master, worker],
-        [worker, master],
-      ] as const) {
-        one.on('error', () => {}).on('close', () => other.destroy());
-      }
+      master.on('error', () => {}).on('close', () => worker.destroy());
+      worker.on('error', () => {}).on('close', () => master.destroy());
     });
     relay.listen(0, '127.0.0.1');
     await once(relay, 'listening');
@@ -263,24 +244,22 @@ describe('abort', () => {
   }
 });
 
-describe('embeddings', () => {
-  it('are vectors of length one, equal for equal texts, in every encoding', async () => {
-    const { client } = await serve({ embeddings: true, pooling: 'mean', contextSize: 512 });
-    // Without an encoding_format the client asks for base64 and decodes it.
-    const { data, usage } = await client.embeddings.create({ model, input: ['hot', 'cold', 'hot'] });
-    expect(data.map(({ index }) => index)).toEqual([0, 1, 2]);
-    const [hot, cold, again] = data.map(({ embedding }) => embedding);
-    for (const vector of [hot, cold]) {
-      expect(vector).toHaveLength(256);
-      expect(Math.hypot(...(vector ?? []))).toBeCloseTo(1, 5);
-    }
-    expect(again).toEqual(hot);
-    expect(cold).not.toEqual(hot);
-    expect(usage.prompt_tokens).toBeGreaterThanOrEqual(3);
-    const plain = await client.embeddings.create({ model, input: 'hot', encoding_format: 'float' });
-    plain.data[0]?.embedding.forEach((value, i) => {
-      expect(value).toBeCloseTo(hot?.[i] ?? Number.NaN, 6);
-    });
+it('embeds: vectors of length one, equal for equal texts, in every encoding', async () => {
+  const { client } = await serve({ embeddings: true, pooling: 'mean', contextSize: 512 });
+  // Without an encoding_format the client asks for base64 and decodes it.
+  const { data, usage } = await client.embeddings.create({ model, input: ['hot', 'cold', 'hot'] });
+  expect(data.map(({ index }) => index)).toEqual([0, 1, 2]);
+  const [hot, cold, again] = data.map(({ embedding }) => embedding);
+  for (const vector of [hot, cold]) {
+    expect(vector).toHaveLength(256);
+    expect(Math.hypot(...(vector ?? []))).toBeCloseTo(1, 5);
+  }
+  expect(again).toEqual(hot);
+  expect(cold).not.toEqual(hot);
+  expect(usage.prompt_tokens).toBeGreaterThanOrEqual(3);
+  const plain = await client.embeddings.create({ model, input: 'hot', encoding_format: 'float' });
+  plain.data[0]?.embedding.forEach((value, i) => {
+    expect(value).toBeCloseTo(hot?.[i] ?? Number.NaN, 6);
   });
 });
 
@@ -292,18 +271,14 @@ describe('what the client is told', () => {
   });
 
   it('maps errors to the classes of the client', async () => {
-    const { client, baseURL } = await serveSplit();
-    const wrongKey = await errorOf(clientFor(baseURL, 'sk-wrong').models.list());
+    const { client } = await serveSplit();
+    const wrongKey = await errorOf(clientFor(client.baseURL, 'sk-wrong').models.list());
     expect(wrongKey).toBeInstanceOf(AuthenticationError);
     expect(wrongKey).toMatchObject({ status: 401, type: 'authentication_error' });
 
     const noMessages = await errorOf(client.post('/chat/completions', { body: { model } }));
     expect(noMessages).toBeInstanceOf(BadRequestError);
-    expect(noMessages).toMatchObject({
-      status: 400,
-      type: 'invalid_request_error',
-      message: expect.stringMatching(/messages/),
-    });
+    expect(noMessages).toMatchObject({ status: 400, message: expect.stringMatching(/messages/) });
 
     const cut = new TextEncoder().encode('{"messages":');
     const malformed = await errorOf(client.post('/chat/completions', { body: cut }));
@@ -315,10 +290,6 @@ describe('what the client is told', () => {
     expect(unknown).toMatchObject({ status: 404, type: 'not_found_error' });
 
     const notServed = await errorOf(client.embeddings.create({ model, input: 'hot' }));
-    expect(notServed).toMatchObject({
-      status: 501,
-      type: 'not_supported_error',
-      message: expect.stringMatching(/embeddings/),
-    });
+    expect(notServed).toMatchObject({ status: 501, message: expect.stringMatching(/embeddings/) });
   });
 });

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { createDistributedContext, startRpcServer } from '../../lib/index.js';
-import { answerOf, openContext, openWorker, question } from '../support/contexts.js';
+import { answerOf, openContext, openWorker } from '../support/contexts.js';
 import { projectRoot, tinyModel } from '../support/paths.js';
 
 /** Runs a module against the built package in a process of its own; a crash or a hang shows as its end. */

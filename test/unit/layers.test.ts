@@ -1,0 +1,49 @@
+/** Data flows one way: cli → http → context and rpc-server → addon. A file may import from its own layer or below. */
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, relative, resolve } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { projectRoot } from '../support/paths.js';
+
+const lib = join(projectRoot, 'lib');
+const layers = [
+  ['cli/'],
+  ['index.ts'],
+  ['context.ts'],
+  ['http/', 'rpc-server.ts', 'engine-request.ts', 'context-options.ts'],
+  ['placement.ts', 'probe.ts', 'sse.ts'],
+  ['addon.ts', 'validate.ts'],
+  ['errors.ts', 'types.ts'],
+];
+
+const files = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.ts'));
+const layerOf = (file: string) =>
+  layers.findIndex((names) => names.some((name) => file === name || file.startsWith(name)));
+const importsOf = (file: string) =>
+  [...readFileSync(join(lib, file), 'utf8').matchAll(/(?:from|import\()\s*'(\.[^']+)'/g)].map((match) =>
+    relative(lib, resolve(lib, dirname(file), (match[1] as string).replace(/\.js$/, '.ts'))),
+  );
+
+describe('layers of lib/', () => {
+  it.each(files)('%s imports nothing from above', (file) => {
+    expect(layerOf(file), `${file} has no layer`).toBeGreaterThanOrEqual(0);
+    for (const imported of importsOf(file)) {
+      expect(layerOf(imported), `${file} imports ${imported}`).toBeGreaterThanOrEqual(layerOf(file));
+    }
+  });
+
+  it('load the binary in one place and print in one place', () => {
+    const code = (file: string) => readFileSync(join(lib, file), 'utf8').replace(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, '');
+    const matching = (pattern: RegExp) => files.filter((file) => pattern.test(code(file)));
+    expect(matching(/node-gyp-build/)).toEqual(['addon.ts']);
+    expect(matching(/console\.|process\.exit\(/).filter((file) => !file.startsWith('cli/'))).toEqual([]);
+  });
+
+  it('keep N-API out of the native cores', () => {
+    const native = join(projectRoot, 'native');
+    const withNapi = readdirSync(native, { recursive: true, encoding: 'utf8' })
+      .filter((file) => /\.(cc|h)$/.test(file))
+      .filter((file) => /napi\.h/.test(readFileSync(join(native, file), 'utf8')));
+    const allowed = /^(addon\.cc|(.*\/)?\w+_binding\.(cc|h)|channel\.h|convert\.h|environment\.h)$/;
+    expect(withNapi.filter((file) => !allowed.test(file))).toEqual([]);
+  });
+});

@@ -1,0 +1,51 @@
+import { describe, expect, it } from 'vitest';
+import { matchRoute } from '../../lib/engine-request.js';
+import { ERROR_CODES, isErrorCode } from '../../lib/errors.js';
+import { parseServerSentEvents } from '../../lib/sse.js';
+
+describe('parseServerSentEvents', () => {
+  async function* cut(text: string, size: number): AsyncGenerator<Uint8Array> {
+    const bytes = new TextEncoder().encode(text);
+    for (let i = 0; i < bytes.length; i += size) yield bytes.subarray(i, i + size);
+  }
+  const stream = 'data: {"a":"hé 🙂"}\n\n:\n\nevent: x\ndata: {"b":2}\n\ndata: [DONE]\n\ndata: {"c":3}\n\n';
+
+  it.each([1, 2, 3, 7, 1000])('reads payloads however the bytes are cut (%i at a time)', async (size) => {
+    const events: unknown[] = [];
+    for await (const event of parseServerSentEvents(cut(stream, size))) events.push(event);
+    expect(events).toEqual([{ a: 'hé 🙂' }, { b: 2 }]);
+  });
+});
+
+describe('matchRoute', () => {
+  const routes = [
+    { method: 'GET', path: '/slots' },
+    { method: 'POST', path: '/slots/:id_slot' },
+    { method: 'POST', path: '/v1/chat/completions' },
+  ] as const;
+
+  it('finds exact paths and parameters, and nothing else', () => {
+    expect(matchRoute(routes, 'POST', '/slots/7%20')).toMatchObject({
+      route: { path: '/slots/:id_slot' },
+      params: { id_slot: '7 ' },
+    });
+    expect(matchRoute(routes, 'GET', '/slots')?.params).toEqual({});
+    for (const [method, path] of [
+      ['GET', '/slots/7'],
+      ['POST', '/slots/'],
+      ['POST', '/slots/7/8'],
+      ['POST', '/v1/chat/completions/'],
+      ['POST', '/'],
+    ] as const) {
+      expect(matchRoute(routes, method, path), `${method} ${path}`).toBeUndefined();
+    }
+  });
+});
+
+describe('error codes', () => {
+  it('are what the table says and nothing inherited', () => {
+    expect(Object.keys(ERROR_CODES).every((code) => code.startsWith('DROID_'))).toBe(true);
+    expect(isErrorCode('DROID_CLOSED')).toBe(true);
+    expect(isErrorCode('toString')).toBe(false);
+  });
+});
