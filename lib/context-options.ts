@@ -1,5 +1,5 @@
 /** The options of createDistributedContext: what they mean, their defaults, and the checks that need no I/O. */
-import { isLogLevel, type LogLevel } from './addon.js';
+import { isLogLevel, type LogLevel, type NativeEngineOptions } from './addon.js';
 import { checkTensorSplit } from './placement.js';
 import { parseEndpoint } from './probe.js';
 import type { LoadProgress } from './types.js';
@@ -68,26 +68,10 @@ export interface DistributedContextOptions {
   signal?: AbortSignal;
 }
 
-/** The options with their defaults; 0 and '' stand for llama.cpp's own default. */
-export interface CheckedOptions {
-  model: string;
+/** The options with their defaults; where they go to the engine as they are, 0 and '' stand for its own default. */
+export interface CheckedOptions extends Omit<NativeEngineOptions, 'workers' | 'outerTensors'> {
   rpc: readonly string[];
   tensorSplit: readonly number[] | undefined;
-  headOnWorker: boolean;
-  contextSize: number;
-  batchSize: number;
-  ubatchSize: number;
-  threads: number;
-  mmap: boolean;
-  parallel: number;
-  embeddings: boolean;
-  reranking: boolean;
-  pooling: string;
-  loras: { path: string; scale: number }[];
-  draft: string;
-  chatTemplate: string;
-  llamaArgs: readonly string[];
-  llamaEnv: boolean;
   logLevel: LogLevel | undefined;
   connectTimeoutMs: number;
   onProgress: (progress: LoadProgress) => void;

@@ -8,12 +8,16 @@ namespace droid {
 
 namespace {
 
+// A running server. The environment holds it until it is closed, so that it goes on, and keeps the event loop alive,
+// when JS drops the handle.
 class OpenServer : public Stoppable {
   public:
     explicit OpenServer(rpc::ServerOptions options) : server(std::move(options)) {}
     void stop() override { server.stop(); }
 
     rpc::Server server;
+    std::shared_ptr<Napi::FunctionReference> on_event;  // these two: JS thread only
+    std::unique_ptr<Channel::Ref> ref;
 };
 
 // Event lines on their way to JS; a reader that is too slow loses lines instead of memory.
@@ -40,12 +44,12 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
         options.max_clients = static_cast<int>(get_number(from, "maxClients"));
         options.cache_dir = get_string(from, "cacheDir");
         options.verbose = get_bool(from, "verbose");
+        std::shared_ptr<Napi::FunctionReference> on_event;
         if (info[1].IsFunction()) {
-            on_event_ = std::make_shared<Napi::FunctionReference>(Napi::Persistent(info[1].As<Napi::Function>()));
-            on_event_->SuppressDestruct();  // its last owner may be a session's thread; close() resets it on this one
+            on_event = std::make_shared<Napi::FunctionReference>(Napi::Persistent(info[1].As<Napi::Function>()));
+            on_event->SuppressDestruct();  // its last owner may be a session's thread; close() resets it on this one
             auto pending = std::make_shared<std::atomic<int>>(0);
-            options.on_event = [channel = environment.channel(), on_event = on_event_,
-                                pending](const std::string & line) {
+            options.on_event = [channel = environment.channel(), on_event, pending](const std::string & line) {
                 if (pending->fetch_add(1) >= max_pending_events) {
                     pending->fetch_sub(1);
                     return;
@@ -62,8 +66,9 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
         } catch (const CodedError & error) {
             throw to_js_error(env, error);
         }
+        open_->on_event = on_event;
+        open_->ref = std::make_unique<Channel::Ref>(environment.channel(), env);
         environment.add(open_);
-        ref_ = std::make_unique<Channel::Ref>(environment.channel(), env);
     }
 
   private:
@@ -108,17 +113,15 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
                 open->stop();
                 return true;
             },
-            [this, environment, open](Napi::Env env, bool &) -> Napi::Value {
+            [environment, open](Napi::Env env, bool &) -> Napi::Value {
                 environment->remove(open);
-                if (on_event_) on_event_->Reset();
-                ref_.reset();
+                if (open->on_event) open->on_event->Reset();
+                open->ref.reset();
                 return env.Undefined();
             });
     }
 
     std::shared_ptr<OpenServer> open_;
-    std::shared_ptr<Napi::FunctionReference> on_event_;
-    std::unique_ptr<Channel::Ref> ref_;
 };
 
 }  // namespace

@@ -60,6 +60,22 @@ describe('a process', () => {
     expect(end).toEqual({ code: 0, signal: null, out: '' });
   });
 
+  it('is kept alive by a worker that nobody holds a reference to', async () => {
+    const end = await runScript(`
+      import { setFlagsFromString } from 'node:v8';
+      import { runInNewContext } from 'node:vm';
+      setFlagsFromString('--expose-gc');
+      const gc = runInNewContext('gc');
+      const { endpoint } = await startRpcServer({ threads: 1, onEvent: (line) => {
+        if (line.endsWith('disconnected')) { console.log('served'); process.exit(0); }
+      } });
+      for (let i = 0; i < 3; i++) { gc(); await new Promise(setImmediate); }
+      const { spawn } = await import('node:child_process');
+      spawn(process.execPath, ['dist/cli/main.js', 'probe', endpoint], { stdio: 'ignore', detached: true }).unref();
+    `);
+    expect(end).toEqual({ code: 0, signal: null, out: 'served\n' });
+  });
+
   it.each([
     ['while a stream is read', `for await (const _ of ctx.chat(endless)) if (++n === 10) process.exit(7);`],
     [

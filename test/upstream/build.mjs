@@ -11,6 +11,8 @@ import { fileURLToPath } from 'node:url';
 import { checkToolchain } from '../../scripts/toolchain.mjs';
 import { ensureSources } from '../../vendor/fetch.mjs';
 
+export { ensureSources as upstreamSources };
+
 const here = dirname(fileURLToPath(import.meta.url));
 const root = dirname(dirname(here));
 const out = join(root, 'build', 'upstream');
