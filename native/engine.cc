@@ -11,6 +11,7 @@
 #include "server-common.h"
 #include "server-context.h"
 #include "server-http.h"
+#include "server-queue.h"
 
 // server-context links against llama-server's HTTP listener, which is not part of this build.
 class server_http_context::Impl {};
@@ -262,12 +263,14 @@ void Engine::answer(Request & request) {
     }
     const server_http_req req{request.data.params, request.data.headers, request.data.path, request.data.query_string,
                               request.data.body,   std::move(files),     should_stop};
+    server_request_cancelled = request.cancel_flag();
     server_http_res_ptr response;
     for (const auto & entry : route_handlers) {
         if (request.data.method == entry.route.method && request.data.route == entry.route.path) {
             response = call((*loaded_->routes).*entry.handler, req);
         }
     }
+    server_request_cancelled = nullptr;  // the thread goes on to another request
     if (!response) response = error_response("File Not Found", ERROR_TYPE_NOT_FOUND);
 
     request.head(head_of(*response));

@@ -5,13 +5,13 @@ namespace droid {
 void Request::next(ChunkFn on_chunk) {
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (!finished_ && !cancelled_) {
+        if (!finished_ && !*cancelled_) {
             pending_ = std::move(on_chunk);
             reader_.notify_all();
             return;
         }
     }
-    on_chunk({cancelled_ ? Chunk::cancelled : Chunk::end, ""});
+    on_chunk({*cancelled_ ? Chunk::cancelled : Chunk::end, ""});
 }
 
 void Request::cancel() {
@@ -20,7 +20,7 @@ void Request::cancel() {
     bool no_head;
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (cancelled_.exchange(true)) return;
+        if (cancelled_->exchange(true)) return;
         no_head = !head_sent_;
         head_sent_ = true;
         pending.swap(pending_);
@@ -48,8 +48,8 @@ void Request::head(const ResponseHead & head) {
 
 bool Request::wait_for_reader() {
     std::unique_lock<std::mutex> lock(mutex_);
-    reader_.wait(lock, [this] { return cancelled_ || pending_; });
-    return !cancelled_;
+    reader_.wait(lock, [this] { return *cancelled_ || pending_; });
+    return !*cancelled_;
 }
 
 void Request::deliver(std::string chunk) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -52,7 +53,10 @@ class Request {
     // Asks the engine to stop; a head and a chunk that are waited for come at once and say so.
     void cancel();
 
-    bool cancelled() const { return cancelled_; }
+    bool cancelled() const { return *cancelled_; }
+
+    // Set once cancelled; outlives the request.
+    const std::shared_ptr<std::atomic<bool>> & cancel_flag() const { return cancelled_; }
 
     // The engine's side.
     const HttpRequest data;
@@ -64,7 +68,7 @@ class Request {
 
   private:
     HeadFn on_head_;
-    std::atomic<bool> cancelled_{false};
+    const std::shared_ptr<std::atomic<bool>> cancelled_ = std::make_shared<std::atomic<bool>>(false);
     std::mutex mutex_;
     std::condition_variable reader_;
     ChunkFn pending_;

@@ -6,25 +6,32 @@
 // CMake is the only real build; cmake-js hands it the Node-API headers. A second run compiles what changed.
 import { spawn } from 'node:child_process';
 import { closeSync, openSync, writeSync } from 'node:fs';
-import { copyFile, mkdir, rename } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, rename, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { availableParallelism } from 'node:os';
+import { availableParallelism, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { readLock } from '../vendor/fetch.mjs';
+import { buildEnvironment, releaseFlags } from './environment.mjs';
 import { preparePatchedSources } from './sources.mjs';
 import { checkToolchain } from './toolchain.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
-/** npm hides what an install script prints; a build of minutes must still show that it lives. */
+/** npm hides what the scripts of a dependency print; a build of minutes must still show that it lives. */
 function openTerminal() {
   if (process.stderr.isTTY) return { fd: 2, redraw: true };
-  if (process.env.CI) return { fd: 2, redraw: false };
+  if (process.env.CI || !process.env.npm_lifecycle_event) return { fd: 2, redraw: false };
   try {
     return { fd: openSync('/dev/tty', 'w'), redraw: true };
   } catch {
     return { fd: 2, redraw: false };
   }
+}
+
+/** A compiler needs up to a gigabyte for the largest files, and a phone has more cores than that. */
+function jobCount() {
+  return Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / 2 ** 30)));
 }
 
 /**
@@ -35,37 +42,28 @@ export async function build({ portable = false } = {}) {
   const tools = checkToolchain();
   if (tools.missing.length > 0) {
     throw new Error(
-      `Cannot compile droid-llama: ${tools.missing.join(', ')} not found.\nInstall with:  ${tools.install}`,
+      `droid-llama has to be compiled here, but ${tools.missing.join(', ')} ` +
+        `${tools.missing.length > 1 ? 'are' : 'is'} missing.\nInstall with:  ${tools.install}`,
     );
   }
   const terminal = openTerminal();
   const progress = createProgress(terminal);
   try {
     const sources = await preparePatchedSources({ log: progress.note });
-    // Prebuilds have a tree of their own, so that they do not turn the developer's build over.
+    // Prebuilds have a tree of their own, so that flags of one never end up in the other.
     const out = join(root, 'build', portable ? 'cmake-portable' : 'cmake');
+    const jobs = jobCount();
+    progress.note(`compiling with ${jobs} ${jobs > 1 ? 'jobs' : 'job'}${tools.ccache ? ' and ccache' : ''}`);
     const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js');
-    const defines = {
-      DROID_LLAMA_CPP: sources,
-      GGML_NATIVE: portable ? 'OFF' : 'ON',
-      ...(tools.ccache && { CMAKE_C_COMPILER_LAUNCHER: 'ccache', CMAKE_CXX_COMPILER_LAUNCHER: 'ccache' }),
-    };
     const common = ['--directory', root, '--out', out];
-    const configure = [cmakeJs, 'configure', ...common];
-    if (tools.ninja) configure.push('--generator', 'Ninja');
-    for (const [name, value] of Object.entries(defines)) configure.push(`--CD${name}=${value}`);
-    const compile = [
-      cmakeJs,
-      'build',
-      ...common,
-      '--parallel',
-      String(availableParallelism()),
-      '--target',
-      'droid-llama',
-    ];
-    progress.note(`compiling with ${availableParallelism()} jobs${tools.ccache ? ' and ccache' : ''}`);
-    // CCACHE_BASEDIR makes paths relative, so that checkouts in different places share results.
-    const env = { ...process.env, CCACHE_BASEDIR: root, CCACHE_NOHASHDIR: '1' };
+    const generator = tools.ninja ? 'Ninja' : 'Unix Makefiles';
+    await removeForeignTree(out, generator);
+    const configure = [cmakeJs, 'configure', ...common, '--generator', generator];
+    for (const [name, value] of Object.entries(await defines(sources, portable, tools))) {
+      configure.push(`--CD${name}=${value}`);
+    }
+    const compile = [cmakeJs, 'build', ...common, '--parallel', String(jobs), '--target', 'droid-llama'];
+    const env = buildEnvironment({ root, sources });
     await runQuietly(process.execPath, configure, env, progress);
     await runQuietly(process.execPath, compile, env, progress);
     const addon = join(root, 'build', 'Release', 'droid-llama.node');
@@ -79,6 +77,31 @@ export async function build({ portable = false } = {}) {
     progress.end();
     if (terminal.fd !== 2) closeSync(terminal.fd);
   }
+}
+
+/** CMake refuses a tree that was made for another directory (a moved checkout) or by another generator. */
+async function removeForeignTree(out, generator) {
+  const cache = await readFile(join(out, 'CMakeCache.txt'), 'utf8').catch(() => undefined);
+  const value = (name) => cache?.match(new RegExp(`^${name}:INTERNAL=(.*)$`, 'm'))?.[1];
+  if (cache && (value('CMAKE_HOME_DIRECTORY') !== root || value('CMAKE_GENERATOR') !== generator)) {
+    await rm(out, { recursive: true, force: true });
+  }
+}
+
+async function defines(sources, portable, tools) {
+  // cmake-js owns CMAKE_CXX_FLAGS, so ours go where -O3 comes from.
+  const release = releaseFlags(root);
+  const launcher = tools.ccache ? 'ccache' : '';
+  return {
+    DROID_LLAMA_CPP: sources,
+    GGML_NATIVE: portable ? 'OFF' : 'ON',
+    CMAKE_C_FLAGS_RELEASE: release,
+    CMAKE_CXX_FLAGS_RELEASE: release,
+    CMAKE_C_COMPILER_LAUNCHER: launcher,
+    CMAKE_CXX_COMPILER_LAUNCHER: launcher,
+    LLAMA_BUILD_NUMBER: '0',
+    LLAMA_BUILD_COMMIT: process.env.DROID_LLAMA_CPP_DIR ? 'local' : (await readLock()).commit.slice(0, 9),
+  };
 }
 
 function createProgress({ fd, redraw }) {
@@ -96,7 +119,7 @@ function createProgress({ fd, redraw }) {
     step(done, total) {
       const percent = Math.floor((done * 100) / total);
       if (redraw) {
-        writeSync(fd, `\r\x1b[Kdroid-llama: compiling llama.cpp ${percent} % (${done}/${total})`);
+        writeSync(fd, `\r\x1b[Kdroid-llama: compiling ${percent} % (${done}/${total})`);
         drawn = true;
       } else if (Math.floor(percent / 10) > lastTenth) {
         lastTenth = Math.floor(percent / 10);

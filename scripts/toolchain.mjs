@@ -2,33 +2,69 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 
-const isTermux = existsSync('/data/data/com.termux') || process.env.PREFIX?.includes('com.termux') === true;
+/** A tool is there if one of its commands answers; the packages are those that bring it. */
+const TOOLS = [
+  { name: 'cmake', commands: ['cmake'], apt: 'cmake', pkg: 'cmake', brew: 'cmake', dnf: 'cmake', apk: 'cmake' },
+  {
+    // cmake-js looks for these two and no others.
+    name: 'a C++ compiler (g++ or clang++)',
+    commands: ['g++', 'clang++'],
+    apt: 'g++',
+    pkg: 'clang',
+    brew: 'llvm',
+    dnf: 'gcc-c++',
+    apk: 'g++',
+  },
+  {
+    name: 'make or ninja',
+    commands: ['ninja', 'make'],
+    apt: 'make',
+    pkg: 'ninja',
+    brew: 'ninja',
+    dnf: 'make',
+    apk: 'make',
+  },
+  { name: 'git', commands: ['git'], apt: 'git', pkg: 'git', brew: 'git', dnf: 'git', apk: 'git' },
+];
 
-function answers(command, args = ['--version']) {
+const INSTALL = {
+  pkg: 'pkg install',
+  apt: 'apt-get install',
+  dnf: 'dnf install',
+  apk: 'apk add',
+  brew: 'brew install',
+};
+
+function answers(command) {
   try {
-    execFileSync(command, args, { stdio: 'ignore' });
+    execFileSync(command, ['--version'], { stdio: 'ignore' });
     return true;
   } catch {
     return false;
   }
 }
 
-/** @returns {{ missing: string[], install: string, ninja: boolean, ccache: boolean }} */
+/** What is missing, by name, and the command line that installs it; `install` is empty when nothing is missing. */
 export function checkToolchain() {
-  const missing = [];
-  if (!answers('cmake')) missing.push('cmake');
-  if (!['c++', 'g++', 'clang++', process.env.CXX].some((name) => name && answers(name))) missing.push('a C++ compiler');
-  const ninja = answers('ninja');
-  if (!ninja && !answers('make')) missing.push('make');
-  if (!answers('git')) missing.push('git');
-  return { missing, install: installLine(), ninja, ccache: answers('ccache') };
+  const missing = TOOLS.filter(({ commands }) => !commands.some(answers));
+  const manager = packageManager();
+  const install = !manager
+    ? `your package manager (${missing.map(({ name }) => name).join(', ')})`
+    : `${INSTALL[manager]} ${missing.map((tool) => tool[manager]).join(' ')}`;
+  return {
+    missing: missing.map(({ name }) => name),
+    install: missing.length > 0 ? install : '',
+    ninja: answers('ninja'),
+    ccache: answers('ccache'),
+  };
 }
 
-function installLine() {
-  if (isTermux) return 'pkg install nodejs-lts clang cmake ninja git';
-  if (process.platform === 'darwin') return 'xcode-select --install && brew install cmake ninja';
-  if (existsSync('/etc/debian_version')) return 'apt-get install cmake g++ make git';
-  if (existsSync('/etc/fedora-release')) return 'dnf install cmake gcc-c++ make git';
-  if (existsSync('/etc/alpine-release')) return 'apk add cmake g++ make git';
-  return 'install cmake, a C++17 compiler, make and git with your package manager';
+function packageManager() {
+  // Termux sets PREFIX; a Debian below it (proot-distro) has its own and wants apt.
+  if (process.env.PREFIX?.includes('com.termux')) return 'pkg';
+  if (process.platform === 'darwin') return 'brew';
+  if (existsSync('/etc/debian_version')) return 'apt';
+  if (existsSync('/etc/fedora-release')) return 'dnf';
+  if (existsSync('/etc/alpine-release')) return 'apk';
+  return undefined;
 }

@@ -8,9 +8,9 @@
 //   DROID_LLAMA_CPP_TARBALL   take the npm tarball from this file instead of the registry (still checked)
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
+import { createReadStream, existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { dirname, join, resolve } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
@@ -18,6 +18,8 @@ const run = promisify(execFile);
 const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, 'llama.cpp');
 const STAMP = '.fetched.json';
+const WORK_PREFIX = '.fetch-';
+const HOUR = 3_600_000;
 
 export async function readLock() {
   return JSON.parse(await readFile(join(here, 'llama.lock.json'), 'utf8'));
@@ -47,9 +49,10 @@ export async function ensureSources({ log = () => {} } = {}) {
   const have = await readFile(join(target, STAMP), 'utf8').then(JSON.parse, () => undefined);
   if (have?.fingerprint === want) return target;
 
-  const work = await mkdtemp(join(here, '.fetch-'));
+  await removeLeftovers();
+  const work = await mkdtemp(join(here, WORK_PREFIX));
   try {
-    const tarball = process.env.DROID_LLAMA_CPP_TARBALL ?? (await download(lock, work, log));
+    const tarball = localTarball() ?? (await download(lock, work, log));
     await verify(tarball, lock);
     log(`unpacking llama.cpp ${lock.tag}`);
     await run('tar', ['-xzf', resolve(tarball), '-C', work, lock.bundle]);
@@ -76,16 +79,35 @@ export async function ensureSources({ log = () => {} } = {}) {
   }
 }
 
+/** Ctrl-C ends a run before its `finally`; what is an hour old belongs to no run any more. */
+async function removeLeftovers() {
+  for (const name of await readdir(here)) {
+    if (!name.startsWith(WORK_PREFIX)) continue;
+    const { mtimeMs } = await stat(join(here, name));
+    if (Date.now() - mtimeMs > HOUR) await rm(join(here, name), { recursive: true, force: true });
+  }
+}
+
+function localTarball() {
+  const file = process.env.DROID_LLAMA_CPP_TARBALL;
+  if (file && !existsSync(file)) throw new Error(`DROID_LLAMA_CPP_TARBALL is ${file}, but there is no such file.`);
+  return file || undefined;
+}
+
 async function download(lock, work, log) {
   log(`fetching llama.cpp ${lock.tag} (${lock.package}@${lock.version}, 36 MB) from the npm registry`);
   // npm sets npm_execpath for its scripts; it is the npm that is running, which may not be the one on the PATH.
-  const npm = process.env.npm_execpath?.endsWith('.js') ? [process.execPath, process.env.npm_execpath] : ['npm'];
-  // --ignore-scripts and a foreign cwd: npm pack must not run this project's own prepack.
+  // Yarn and pnpm set it too, and cannot pack a package of the registry.
+  const running = process.env.npm_execpath ?? '';
+  const npm = basename(running) === 'npm-cli.js' ? [process.execPath, running] : ['npm'];
   const args = [
     ...npm.slice(1),
     'pack',
     `${lock.package}@${lock.version}`,
+    // And a foreign cwd: npm pack must not run this project's own prepack.
     '--ignore-scripts',
+    // `npm publish --dry-run` hands its flag down through the environment.
+    '--dry-run=false',
     '--pack-destination',
     work,
   ];
@@ -113,10 +135,17 @@ async function verify(tarball, lock) {
   }
 }
 
-/** Git is told of no surrounding repository and no user configuration, so that neither can change the outcome. */
-export function git(args, options = {}) {
-  const env = { ...process.env, GIT_CONFIG_GLOBAL: '/dev/null', GIT_CONFIG_SYSTEM: '/dev/null', ...options.env };
-  return run('git', args, { maxBuffer: 1 << 24, ...options, env });
+/** Git sees neither the user's configuration nor the repository a hook runs in, so that neither changes the outcome. */
+export async function git(args, options = {}) {
+  const inherited = Object.entries(process.env).filter(([name]) => !name.startsWith('GIT_'));
+  const isolation = { GIT_CONFIG_GLOBAL: '/dev/null', GIT_CONFIG_SYSTEM: '/dev/null' };
+  const env = { ...Object.fromEntries(inherited), ...isolation, ...options.env };
+  try {
+    return await run('git', args, { maxBuffer: 1 << 24, ...options, env });
+  } catch (error) {
+    if (error.code !== 'ENOENT') throw error;
+    throw new Error('git is needed to unpack llama.cpp and was not found; install it.', { cause: error });
+  }
 }
 
 async function keep(from, to, lock) {

@@ -115,7 +115,7 @@ describe('listen() gives the answers of llama-server', () => {
     ['/completion', { prompt: 'Once', n_predict: 8, temperature: 0, stream: true }],
     ['/completion', { prompt: 'Once', n_predict: 8, seed: 7, temperature: 1.5 }],
     ['/completion', { prompt: 'Once '.repeat(600) }],
-    ['/completion', { prompt: 'Once', grammar: 'root ::= (' }],
+    ['/completion', { prompt: 'Once', json_schema: { type: 'nonsense' } }],
     ['/v1/completions', { prompt: 'Once', ...greedy, logprobs: 1 }],
     ['/v1/chat/completions', { messages, ...greedy }],
     ['/v1/chat/completions', { messages, ...greedy, stream: true, stream_options: { include_usage: true } }],

@@ -35,7 +35,7 @@ async function build() {
     ...process.env,
     CCACHE_BASEDIR: root,
     CCACHE_NOHASHDIR: '1',
-    // ggml compiles the commit of the repository it finds itself in into every file; ours is not llama.cpp's.
+    // ggml compiles in the commit of the repository around it; ours is not llama.cpp's, and changes often.
     GIT_CEILING_DIRECTORIES: dirname(sources),
   };
   const launcher = tools.ccache ? 'ccache' : '';
