@@ -7,6 +7,7 @@
 #include <map>
 
 #include "backend.h"
+#include "errors.h"
 #include "session.h"
 #include "socket.h"
 
@@ -16,10 +17,15 @@ namespace droid::rpc {
 
 Worker::Worker(const std::string & endpoint, const std::string & host, uint16_t port)
     : endpoint_(endpoint), link_(endpoint, host, port) {
-    // Holding the dispatcher keeps the connection; ggml-rpc itself only remembers it weakly.
-    connection_ = get_dispatcher(link_.name());
-    // A worker's first device; its others would be workers of their own.
-    device_ = ggml_backend_reg_dev_get(ggml_backend_rpc_add_server(link_.name().c_str()), 0);
+    try {
+        // Holding the dispatcher keeps the connection; ggml-rpc itself only remembers it weakly.
+        connection_ = get_dispatcher(link_.name());
+        // A worker's first device; its others would be workers of their own.
+        device_ = ggml_backend_reg_dev_get(ggml_backend_rpc_add_server(link_.name().c_str()), 0);
+    } catch (const std::exception &) {
+        throw CodedError("DROID_ENDPOINT_UNREACHABLE",
+                         "The worker " + endpoint + " closed the connection while it was being set up.");
+    }
 }
 
 Worker::~Worker() = default;
