@@ -71,7 +71,8 @@ const RouteHandler route_handlers[] = {
     {{"POST", "/slots/:id_slot"}, &server_routes::post_slots},
 };
 
-constexpr size_t max_request_threads = 256;
+// As many as llama-server; a stream whose reader is slow holds one.
+constexpr size_t max_request_threads = 1024;
 
 server_http_res_ptr error_response(const std::string & message, error_type type) {
     auto response = std::make_unique<server_http_res>();
