@@ -104,22 +104,26 @@ async function defines(sources, portable, tools) {
   };
 }
 
+/** And nothing on it. */
+const START_OF_LINE = '\r\x1b[K';
+
 function createProgress({ fd, redraw }) {
   let drawn = false;
-  let lastTenth = -1;
+  let lastTenth = 0;
   const clear = () => {
-    if (drawn) writeSync(fd, '\r\x1b[K');
+    if (drawn) writeSync(fd, START_OF_LINE);
     drawn = false;
   };
   return {
     note(line) {
-      clear();
-      writeSync(fd, `droid-llama: ${line}\n`);
+      // The line may hold npm's spinner as well.
+      writeSync(fd, `${redraw ? START_OF_LINE : ''}droid-llama: ${line}\n`);
+      drawn = false;
     },
     step(done, total) {
       const percent = Math.floor((done * 100) / total);
       if (redraw) {
-        writeSync(fd, `\r\x1b[Kdroid-llama: compiling ${percent} % (${done}/${total})`);
+        writeSync(fd, `${START_OF_LINE}droid-llama: compiling ${percent} % (${done}/${total})`);
         drawn = true;
       } else if (Math.floor(percent / 10) > lastTenth) {
         lastTenth = Math.floor(percent / 10);

@@ -2,8 +2,9 @@
 // `npm install --build-from-source` compiles in any case.
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { dirname } from 'node:path';
+import { dirname, join, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
@@ -42,6 +43,10 @@ if (!prebuildFits()) {
   try {
     const { build } = await import('./build.mjs');
     await build();
+    // What the objects are good for is the next build, which a dependency has none of; on a phone 100 MB count.
+    if (root.includes(`${sep}node_modules${sep}`)) {
+      for (const tree of ['cmake', 'llama.cpp']) await rm(join(root, 'build', tree), { recursive: true, force: true });
+    }
   } catch (error) {
     console.error(`error: ${error.message}`);
     process.exitCode = 1;

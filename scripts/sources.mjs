@@ -31,7 +31,7 @@ export async function preparePatchedSources({ log = () => {} } = {}) {
   const have = await readFile(join(target, STAMP), 'utf8').catch(() => '');
   if (have === want) return target;
 
-  log(`preparing llama.cpp with ${patches.length} patches`);
+  log(`preparing llama.cpp with ${patches.length} ${patches.length === 1 ? 'patch' : 'patches'}`);
   const fresh = `${target}.new`;
   await rm(fresh, { recursive: true, force: true });
   for (const file of files) {

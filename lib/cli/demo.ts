@@ -2,10 +2,10 @@ import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
 import type { DistributedContext } from '../context.js';
 import { DroidLlamaError } from '../errors.js';
-import { placementTable } from './format.js';
+import { placementTable, wrapText } from './format.js';
 import { LoadingBar } from './progress.js';
 import { shutdownSignal } from './shutdown.js';
-import { note, print, printJson } from './terminal.js';
+import { note, print, printJson, stdoutColumns } from './terminal.js';
 import { WorkerProcess } from './worker-process.js';
 
 interface DemoOptions {
@@ -15,6 +15,8 @@ interface DemoOptions {
 const MODEL = fileURLToPath(new URL('../../models/droid-tiny.gguf', import.meta.url));
 const QUESTION = 'What is 2+2?';
 const MAX_TOKENS = 64;
+/** Each: the model is so small that more of them would mostly wait for each other. */
+const THREADS = 1;
 
 const HELP = `
 Starts a worker in a second process and the master in this one, splits the tiny model that comes with the package half
@@ -31,14 +33,14 @@ export function addDemoCommand(program: Command): void {
     .command('demo')
     .description('run a tiny model across two processes on this device')
     .option('--json', 'print one line of JSON at the end instead of text')
-    .addHelpText('after', HELP)
+    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
     .action(runDemo);
 }
 
 async function runDemo(options: DemoOptions): Promise<void> {
   const stop = shutdownSignal();
   note('starting a worker in a second process');
-  const worker = await WorkerProcess.start(stop);
+  const worker = await WorkerProcess.start(THREADS, stop);
   try {
     const { createDistributedContext } = await import('../context.js');
     const bar = new LoadingBar(process.stderr);
@@ -49,7 +51,7 @@ async function runDemo(options: DemoOptions): Promise<void> {
         rpc: [worker.endpoint],
         tensorSplit: [0.5, 0.5],
         contextSize: 512,
-        threads: 1,
+        threads: THREADS,
         onProgress: (progress) => bar.update(progress),
         signal: stop,
       });

@@ -29,6 +29,22 @@ export function table(rows: readonly (readonly string[])[], right: readonly numb
   return rows.map(line).join('\n');
 }
 
+/**
+ * Paragraphs broken into lines of at most `width` columns. Lines that are indented, as commands and JSON are, stay as
+ * they are: a copy of a broken command would not run.
+ */
+export function wrapText(text: string, width: number): string {
+  return text.replace(/(?:^\S.*\n?)+/gm, (paragraph) => {
+    const lines: string[] = [];
+    for (const word of paragraph.trim().split(/\s+/)) {
+      const last = lines.at(-1);
+      if (last !== undefined && last.length + 1 + word.length <= width) lines[lines.length - 1] = `${last} ${word}`;
+      else lines.push(word);
+    }
+    return `${lines.join('\n')}${paragraph.endsWith('\n') ? '\n' : ''}`;
+  });
+}
+
 /** Device, layers, head, MiB of weights and share of the bytes, one line a device. */
 export function placementTable(placement: readonly Placement[]): string {
   const total = placement.reduce((sum, part) => sum + part.bytes, 0);

@@ -1,6 +1,8 @@
 #!/usr/bin/env node
+import type { Command } from 'commander';
 import { createProgram, prepareArgs } from './program.js';
 import { EXIT, report } from './report.js';
+import { note } from './terminal.js';
 
 process.exit(await main(process.argv.slice(2)));
 
@@ -16,11 +18,18 @@ async function main(args: readonly string[]): Promise<number> {
   try {
     await program.parseAsync(prepareArgs(program, args), { from: 'user' });
   } catch (error) {
-    status = report(error, args.includes('--json'));
+    const json = args.includes('--json');
+    status = report(error, json);
+    if (status === EXIT.usage && !json && args.length > 0) note(helpHint(program, args));
   }
   await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
   // Everything is closed by now; what may be left is a name lookup that no one can cancel.
   return status;
+}
+
+function helpHint(program: Command, args: readonly string[]): string {
+  const command = program.commands.find((candidate) => candidate.name() === args[0]);
+  return `see droid-llama ${command ? `${command.name()} ` : ''}--help`;
 }
 
 function flushed(stream: NodeJS.WriteStream): Promise<void> {

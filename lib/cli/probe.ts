@@ -1,8 +1,8 @@
 import type { Command } from 'commander';
 import { probeEndpoint } from '../probe.js';
-import { deviceLines } from './format.js';
+import { deviceLines, wrapText } from './format.js';
 import { shutdownSignal } from './shutdown.js';
-import { print, printJson, styled } from './terminal.js';
+import { print, printJson, stdoutColumns, styled } from './terminal.js';
 import { endpointValue, integer } from './values.js';
 
 interface ProbeCommandOptions {
@@ -28,7 +28,7 @@ export function addProbeCommand(program: Command): void {
     .argument('<host:port>', 'endpoint of the worker', endpointValue)
     .option('--timeout <ms>', 'milliseconds to wait', integer(1), 5000)
     .option('--json', 'print one line of JSON')
-    .addHelpText('after', HELP)
+    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
     .action(runProbe);
 }
 

@@ -46,7 +46,10 @@ export class LoadingBar {
     this.#shown = step;
     const label = `loading ${STAGES[stage] ?? stage}`;
     if (this.#inPlace) {
-      this.#stream.write(`\r\x1b[2K${label} ${styled(this.#stream, 'dim', bar(fraction))} ${percent}%`);
+      // A line that wraps cannot be redrawn, and a phone held upright has some 45 columns.
+      const width = Math.min(BAR_WIDTH, (this.#stream.columns ?? 80) - label.length - '[] 100% '.length - 1);
+      const drawing = width > 0 ? ` ${styled(this.#stream, 'dim', bar(fraction, width))}` : '';
+      this.#stream.write(`\r\x1b[2K${label}${drawing} ${percent}%`);
       this.#drawn = true;
     } else {
       this.#stream.write(`${label}: ${step}%\n`);

@@ -3,10 +3,10 @@ import type { Command } from 'commander';
 import type { DistributedContext } from '../context.js';
 import type { DistributedContextOptions } from '../context-options.js';
 import { DroidLlamaError } from '../errors.js';
-import { placementTable } from './format.js';
+import { placementTable, wrapText } from './format.js';
 import { LoadingBar } from './progress.js';
 import { aborted, Interrupted, shutdownSignal } from './shutdown.js';
-import { note, print, printJson, styled, warn } from './terminal.js';
+import { note, print, printJson, stdoutColumns, styled, warn } from './terminal.js';
 import type { ScaledLora } from './values.js';
 import { endpoints, integer, integerOrAuto, list, nonEmpty, orAuto, port, scaledLoras, shares } from './values.js';
 
@@ -105,7 +105,7 @@ export function addServeCommand(program: Command): void {
     .option('--llama-env', 'let LLAMA_ARG_* variables set what no flag sets, as llama-server does')
     .option('-v, --verbose', "print llama.cpp's own log")
     .option('--json', 'print one line of JSON when ready')
-    .addHelpText('after', HELP)
+    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
     .action(runServe);
 }
 
@@ -142,7 +142,7 @@ async function serve(llamaArgs: readonly string[], options: ServeOptions, stop: 
   });
   let context: DistributedContext | undefined;
   try {
-    note(`${server.url} answers 503 until the model is loaded`);
+    note(`loading; ${server.url}/health answers 503 until the model is there`);
     context = await createDistributedContext({
       ...contextOptions(options, llamaArgs),
       onProgress: (progress) => bar.update(progress),

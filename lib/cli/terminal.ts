@@ -17,6 +17,11 @@ export function styled(stream: Output, style: Style, text: string): string {
   return `\x1b[${on}m${text}\x1b[${off}m`;
 }
 
+/** Columns of what is printed on stdout; what is no terminal counts as one of 80, as in the help of commander. */
+export function stdoutColumns(): number {
+  return process.stdout.columns ?? 80;
+}
+
 /** A result, on stdout. */
 export function print(line: string): void {
   process.stdout.write(`${line}\n`);

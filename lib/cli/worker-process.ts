@@ -26,8 +26,9 @@ export class WorkerProcess {
   }
 
   /** Starts a worker on a free loopback port; resolves once it accepts connections. */
-  static async start(signal: AbortSignal): Promise<WorkerProcess> {
-    const child = spawn(process.execPath, [ENTRY, 'worker', '--port', '0', '--json', '--exit-with-stdin'], {
+  static async start(threads: number, signal: AbortSignal): Promise<WorkerProcess> {
+    const args = ['worker', '--port', '0', '--threads', String(threads), '--json', '--exit-with-stdin'];
+    const child = spawn(process.execPath, [ENTRY, ...args], {
       stdio: ['pipe', 'pipe', 'inherit'],
       // A process group of its own: Ctrl-C on the terminal must not take the worker from under a computing master.
       detached: true,

@@ -3,9 +3,9 @@ import { createInterface } from 'node:readline';
 import type { Command } from 'commander';
 import { DEFAULT_RPC_PORT, RPC_PROTOCOL } from '../probe.js';
 import type { RpcServer } from '../rpc-server.js';
-import { deviceLines } from './format.js';
+import { deviceLines, wrapText } from './format.js';
 import { aborted, Interrupted, requestShutdown, shutdownSignal } from './shutdown.js';
-import { note, print, printJson, styled, warn } from './terminal.js';
+import { note, print, printJson, stdoutColumns, styled, warn } from './terminal.js';
 import { defaultCacheDir, integerOrAuto, isSwitchedOn, nonEmpty, orAuto, port } from './values.js';
 
 interface WorkerOptions {
@@ -42,7 +42,7 @@ export function addWorkerCommand(program: Command): void {
     .option('--verbose', 'print each command and graph')
     .option('--json', 'print JSON lines and answer "stats" on stdin')
     .addOption(command.createOption('--exit-with-stdin', 'end when stdin is closed').hideHelp())
-    .addHelpText('after', HELP)
+    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
     .action(runWorker);
 }
 

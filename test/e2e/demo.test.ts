@@ -1,0 +1,98 @@
+/** `droid-llama demo`, the first thing a user runs. */
+import { readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { describe, expect, it } from 'vitest';
+import { Cli, runCli } from '../support/cli.js';
+import { until } from '../support/contexts.js';
+
+describe('demo', () => {
+  it('answers from two processes and proves it', async () => {
+    const { status, stdout, stderr } = await runCli('demo');
+    const lines = stdout.split('\n');
+    expect(lines).toEqual([
+      '2+2 equals 4.',
+      '',
+      expect.stringMatching(/^device +layers +head +MiB +share$/),
+      expect.stringMatching(/^master +0-2 +yes +3\.89 +53\.4%$/),
+      expect.stringMatching(/^127\.0\.0\.1:\d+ +3-5 +no +3\.39 +46\.6%$/),
+      '',
+      expect.stringMatching(/^8 tokens at [\d.]+ tokens\/s$/),
+      expect.stringMatching(/^the worker \(process \d+\) counted \d+ graphs, the master is process \d+$/),
+      '',
+    ]);
+    const [workerPid, graphs, masterPid] = (lines[7]?.match(/\d+/g) ?? []).map(Number);
+    expect(workerPid).not.toBe(masterPid);
+    expect(graphs).toBeGreaterThanOrEqual(8);
+    expect(stderr).toContain('> What is 2+2?\n');
+    expect(status).toBe(0);
+    await expectGone(workerPid as number);
+  });
+
+  it('says the same in JSON', async () => {
+    const demo = new Cli(['demo', '--json']);
+    const { status, stdout } = await demo.ended();
+    const result = JSON.parse(stdout);
+    expect(result).toMatchObject({
+      question: 'What is 2+2?',
+      answer: '2+2 equals 4.',
+      placement: [
+        { device: 'master', layers: [0, 1, 2], head: true },
+        { device: result.worker.endpoint, layers: [3, 4, 5], head: false },
+      ],
+      tokensGenerated: 8,
+      tokensPerSecond: expect.any(Number),
+    });
+    expect(result.worker.graphsComputed).toBeGreaterThanOrEqual(result.tokensGenerated);
+    expect(result.worker.pid).not.toBe(demo.pid);
+    expect(status).toBe(0);
+  });
+
+  describe.runIf(process.platform === 'linux')('leaves no worker behind', () => {
+    it.each([
+      ['starts a worker', /starting a worker/],
+      ['loads', /loading model: /],
+      ['answers', /> What is/],
+    ])('when Ctrl-C comes while it %s', async (_, sign) => {
+      const demo = new Cli(['demo']);
+      const worker = await workerOf(demo);
+      await demo.says(sign);
+      demo.signal('SIGINT');
+      const { status, stderr } = await demo.ended();
+      // 0 where the answer was quicker than the key.
+      expect([130, 0]).toContain(status);
+      expect(stderr).not.toContain('error');
+      await expectGone(worker);
+    });
+
+    it('when it is killed', async () => {
+      const demo = new Cli(['demo']);
+      const worker = await workerOf(demo);
+      await demo.says(/loading model: /);
+      demo.signal('SIGKILL');
+      await expectGone(worker);
+    });
+  });
+});
+
+async function workerOf(demo: Cli): Promise<number> {
+  await demo.says(/starting a worker/);
+  const children = `/proc/${demo.pid}/task/${demo.pid}/children`;
+  let pid = 0;
+  for (const end = Date.now() + 20_000; pid === 0 && Date.now() < end; ) {
+    pid = Number((await readFile(children, 'utf8')).trim());
+  }
+  expect(pid).toBeGreaterThan(0);
+  return pid;
+}
+
+async function expectGone(pid: number): Promise<void> {
+  await until(`process ${pid} is gone`, () => {
+    try {
+      process.kill(pid, 0);
+      // Ended, but its new parent, which may be any program in a container, has not looked yet.
+      return process.platform === 'linux' && / Z /.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+    } catch {
+      return true;
+    }
+  });
+}
