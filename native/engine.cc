@@ -116,7 +116,7 @@ struct LoadCancelled : std::runtime_error {
 
 struct Engine::Loaded {
     // In the order of their lifetimes: the model on a worker's device goes before the worker.
-    std::vector<std::unique_ptr<rpc::Worker>> workers;  // one for each of options.workers; null without a part
+    std::vector<std::shared_ptr<rpc::Worker>> workers;  // one for each of options.workers; null without a part
     common_params params;
     server_context context;
     std::unique_ptr<server_routes> routes;
@@ -188,7 +188,11 @@ void Engine::load() {
         const bool has_head = options_.head_on_worker && i + 1 == options_.workers.size();
         loaded->workers.push_back(nullptr);
         if (worker.layers == 0 && !has_head) continue;
-        loaded->workers.back() = std::make_unique<rpc::Worker>(worker.endpoint, worker.host, worker.port);
+        loaded->workers.back() = std::make_shared<rpc::Worker>(worker.endpoint, worker.host, worker.port);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            workers_.push_back(loaded->workers.back());
+        }
         devices.push_back(loaded->workers.back()->device());
         index_of_device.push_back(i);
         if (stopping_) return;
@@ -328,10 +332,17 @@ void Engine::stop() {
     for (const auto & request : requests) request->cancel();
     pool_.stop();
     {
+        const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(1);
         std::unique_lock<std::mutex> lock(mutex_);
         // terminate() before the loop has begun is lost, hence more than once.
         while (!ended_) {
             if (loaded_) loaded_->context.terminate();
+            if (std::chrono::steady_clock::now() > patience) {
+                for (const auto & weak : workers_) {
+                    if (const auto worker = weak.lock()) worker->interrupt();
+                }
+                workers_.clear();
+            }
             changed_.wait_for(lock, std::chrono::milliseconds(10));
         }
     }

@@ -41,6 +41,10 @@ struct EngineCounters {
     std::vector<WorkerTraffic> workers;
 };
 
+namespace rpc {
+class Worker;
+}
+
 // llama.cpp's server engine in this process: a thread that loads the model and then runs its loop, and threads for the
 // requests, whose handlers block.
 class Engine {
@@ -66,8 +70,8 @@ class Engine {
 
     EngineCounters counters() const;
 
-    // Cancels loading and every request and frees the model; waits for the batch that is being computed.
-    // Idempotent, from any thread but the engine's own.
+    // Cancels loading and every request and frees the model. The batch that is being computed gets a second to end,
+    // then waits for workers are cut short. Idempotent, from any thread but the engine's own.
     void stop();
 
   private:
@@ -85,6 +89,7 @@ class Engine {
     mutable std::mutex mutex_;
     std::condition_variable changed_;
     std::unique_ptr<Loaded> loaded_;
+    std::vector<std::weak_ptr<rpc::Worker>> workers_;  // from the moment they are connected
     bool ready_ = false;
     std::atomic<bool> stopping_{false};
     bool ended_ = false;

@@ -12,7 +12,7 @@ import { availableParallelism, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readLock } from '../vendor/fetch.mjs';
-import { buildEnvironment, releaseFlags } from './environment.mjs';
+import { buildEnvironment } from './environment.mjs';
 import { preparePatchedSources } from './sources.mjs';
 import { checkToolchain } from './toolchain.mjs';
 
@@ -89,14 +89,10 @@ async function removeForeignTree(out, generator) {
 }
 
 async function defines(sources, portable, tools) {
-  // cmake-js owns CMAKE_CXX_FLAGS, so ours go where -O3 comes from.
-  const release = releaseFlags(root);
   const launcher = tools.ccache ? 'ccache' : '';
   return {
     DROID_LLAMA_CPP: sources,
     GGML_NATIVE: portable ? 'OFF' : 'ON',
-    CMAKE_C_FLAGS_RELEASE: release,
-    CMAKE_CXX_FLAGS_RELEASE: release,
     CMAKE_C_COMPILER_LAUNCHER: launcher,
     CMAKE_CXX_COMPILER_LAUNCHER: launcher,
     LLAMA_BUILD_NUMBER: '0',

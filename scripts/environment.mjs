@@ -1,5 +1,4 @@
-// The environment and the flags a compiler runs with: they give the same objects in every checkout, which is what lets
-// ccache share them, and nothing of this machine ends up in them.
+// The environment a compiler runs in: it gives the same objects in every checkout, which is what lets ccache share them.
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
@@ -20,12 +19,6 @@ export function buildEnvironment({ root, sources }) {
     // -march=native means another thing on another machine, which a cache they share would not notice.
     CCACHE_NAMESPACE: `droid-llama-${cpuFingerprint()}`,
   };
-}
-
-/** CMAKE_C_FLAGS_RELEASE and CMAKE_CXX_FLAGS_RELEASE. */
-export function releaseFlags(root) {
-  // llama.cpp's unity builds include sources by absolute path, so __FILE__ would differ between checkouts.
-  return `-O3 -DNDEBUG "-ffile-prefix-map=${root}/="`;
 }
 
 function cpuFingerprint() {

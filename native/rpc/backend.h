@@ -21,6 +21,9 @@ class Worker {
     ggml_backend_dev_t device() const { return device_; }
     const LinkCounters & counters() const { return link_.counters(); }
 
+    // Makes every wait for the worker fail at once, for good; from any thread.
+    void interrupt() { link_.interrupt(); }
+
   private:
     std::string endpoint_;
     Link link_;

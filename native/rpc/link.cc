@@ -11,6 +11,7 @@ namespace {
 
 struct Entry {
     bool in_use = false;
+    bool taken = false;  // by the transport, which closes it
     int fd = -1;
     std::shared_ptr<LinkCounters> counters;
 };
@@ -51,19 +52,42 @@ Link::Link(const std::string & endpoint, const std::string & host, uint16_t port
 
 Link::~Link() {
     std::lock_guard<std::mutex> lock(mutex);
-    Entry & entry = entries()[name_.substr(0, name_.rfind(':'))];
-    if (entry.fd >= 0) close_socket(entry.fd);
+    Entry & entry = entries()[host_part()];
+    if (entry.fd >= 0 && !entry.taken) close_socket(entry.fd);
     entry = Entry{};
+}
+
+std::string Link::host_part() const {
+    return name_.substr(0, name_.rfind(':'));
+}
+
+void Link::interrupt() {
+    std::lock_guard<std::mutex> lock(mutex);
+    const Entry & entry = entries()[host_part()];
+    if (entry.fd >= 0) shutdown_socket(entry.fd);
+}
+
+void Link::set_receive_timeout(int seconds) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const Entry & entry = entries()[host_part()];
+    if (entry.fd >= 0) set_socket_receive_timeout(entry.fd, seconds);
 }
 
 int take_link_socket(const std::string & host, std::shared_ptr<LinkCounters> & counters) {
     std::lock_guard<std::mutex> lock(mutex);
     const auto found = entries().find(host);
-    if (found == entries().end()) return -1;
+    if (found == entries().end() || found->second.taken) return -1;
     counters = found->second.counters;
-    const int fd = found->second.fd;
-    found->second.fd = -1;
-    return fd;
+    found->second.taken = true;
+    return found->second.fd;
+}
+
+void close_link_socket(const std::string & host, int fd) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto found = entries().find(host);
+    // Under the lock, so that interrupt() never reaches a descriptor that is somebody else's by then.
+    if (found != entries().end() && found->second.fd == fd) found->second.fd = -1;
+    close_socket(fd);
 }
 
 }  // namespace droid::rpc

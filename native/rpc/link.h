@@ -32,14 +32,24 @@ class Link {
     Link & operator=(const Link &) = delete;
 
     const std::string & name() const { return name_; }
+
+    // Makes every wait for the worker fail at once, for good; from any thread.
+    void interrupt();
+    // How long a wait for an answer may take; 0 for ever.
+    void set_receive_timeout(int seconds);
+
     const LinkCounters & counters() const { return *counters_; }
 
   private:
+    std::string host_part() const;
+
     std::string name_;
     std::shared_ptr<LinkCounters> counters_;
 };
 
-// For the transport: the connected socket waiting under a link's host part, or -1; it is handed over once.
+// For the transport: the connected socket waiting under a link's host part, or -1. It is handed over once and given
+// back with close_link_socket().
 int take_link_socket(const std::string & host, std::shared_ptr<LinkCounters> & counters);
+void close_link_socket(const std::string & host, int fd);
 
 }  // namespace droid::rpc

@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -175,6 +176,12 @@ bool recv_all(int fd, void * data, size_t size) {
         size -= static_cast<size_t>(n);
     }
     return true;
+}
+
+void set_socket_receive_timeout(int fd, int seconds) {
+    timeval timeout = {};
+    timeout.tv_sec = seconds;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
 }
 
 void close_socket(int fd) {

@@ -24,6 +24,9 @@ bool send_all(int fd, const void * data, size_t size);
 bool send_all(int fd, const void * head, size_t head_size, const void * data, size_t size);
 bool recv_all(int fd, void * data, size_t size);
 
+// 0 for ever.
+void set_socket_receive_timeout(int fd, int seconds);
+
 void close_socket(int fd);
 // Wakes whoever is blocked on fd in another thread; the fd stays open.
 void shutdown_socket(int fd);

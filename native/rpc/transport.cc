@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "link.h"
@@ -23,12 +24,14 @@ constexpr uint8_t cmd_graph_recompute = 16;
 
 struct socket_t::impl {
     int fd;
+    std::string host;
     std::shared_ptr<droid::rpc::LinkCounters> counters;
     std::vector<char> unsent;
     bool in_payload = false;
 
-    impl(int fd, std::shared_ptr<droid::rpc::LinkCounters> counters) : fd(fd), counters(std::move(counters)) {}
-    ~impl() { droid::rpc::close_socket(fd); }
+    impl(int fd, std::string host, std::shared_ptr<droid::rpc::LinkCounters> counters)
+        : fd(fd), host(std::move(host)), counters(std::move(counters)) {}
+    ~impl() { droid::rpc::close_link_socket(host, fd); }
 
     bool send_data(const void * data, size_t size) {
         if (unsent.empty() && size == 1) {
@@ -93,7 +96,7 @@ void socket_t::update_caps(const uint8_t *) {}
 socket_ptr socket_t::connect(const char * host, int) {
     std::shared_ptr<droid::rpc::LinkCounters> counters;
     const int fd = droid::rpc::take_link_socket(host, counters);
-    return fd < 0 ? nullptr : socket_ptr(new socket_t(std::make_unique<impl>(fd, counters)));
+    return fd < 0 ? nullptr : socket_ptr(new socket_t(std::make_unique<impl>(fd, host, counters)));
 }
 
 // rpc/server.cc listens and accepts; the vendored server loop that would call these is not used.

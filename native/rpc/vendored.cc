@@ -17,15 +17,19 @@ namespace droid::rpc {
 
 Worker::Worker(const std::string & endpoint, const std::string & host, uint16_t port)
     : endpoint_(endpoint), link_(endpoint, host, port) {
+    constexpr int handshake_seconds = 10;
+    link_.set_receive_timeout(handshake_seconds);
     try {
         // Holding the dispatcher keeps the connection; ggml-rpc itself only remembers it weakly.
         connection_ = get_dispatcher(link_.name());
         // A worker's first device; its others would be workers of their own.
         device_ = ggml_backend_reg_dev_get(ggml_backend_rpc_add_server(link_.name().c_str()), 0);
     } catch (const std::exception &) {
-        throw CodedError("DROID_ENDPOINT_UNREACHABLE",
-                         "The worker " + endpoint + " closed the connection while it was being set up.");
+        throw CodedError(
+            "DROID_ENDPOINT_UNREACHABLE",
+            "The worker " + endpoint + " closed the connection, or fell silent, while it was being set up.");
     }
+    link_.set_receive_timeout(0);
 }
 
 Worker::~Worker() = default;

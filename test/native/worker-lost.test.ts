@@ -1,12 +1,18 @@
-/** A worker that goes away is an error to handle. (That it is noticed when it only falls silent is another matter.) */
+/** A worker that goes away is an error to handle; one that falls silent is not noticed yet, but holds nothing up. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { createDistributedContext, startRpcServer } from '../../lib/index.js';
 import { answerOf, endless, greedyTokens, openContext, question, until } from '../support/contexts.js';
+import { guideModel } from '../support/guide.js';
 import { cliMain, tinyModel } from '../support/paths.js';
 
-async function workerProcess(port = 0): Promise<{ endpoint: string; port: number; kill(): Promise<void> }> {
+async function workerProcess(port = 0): Promise<{
+  endpoint: string;
+  port: number;
+  freeze(): void;
+  kill(): Promise<void>;
+}> {
   const args = [cliMain, 'worker', '--port', String(port), '--threads', '1', '--json'];
   const child: ChildProcess = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'ignore'] });
   onTestFinished(() => {
@@ -19,11 +25,48 @@ async function workerProcess(port = 0): Promise<{ endpoint: string; port: number
     child.kill('SIGKILL');
     await closed;
   };
-  return { endpoint, port: Number(endpoint.split(':').at(-1)), kill };
+  return { endpoint, port: Number(endpoint.split(':').at(-1)), freeze: () => child.kill('SIGSTOP'), kill };
 }
 
 const split = (endpoint: string) => ({ rpc: [endpoint], tensorSplit: [0.5, 0.5] });
 const prompt = '<|im_start|>user\nTell me a story.<|im_end|>\n<|im_start|>assistant\n';
+
+describe('a worker frozen', () => {
+  it('holds up neither an abort nor close()', async () => {
+    const worker = await workerProcess();
+    const ctx = await openContext(split(worker.endpoint));
+    const abort = new AbortController();
+    const reading = (async () => {
+      for await (const _ of ctx.chat(endless(), { signal: abort.signal }));
+    })();
+    await until('tokens are generated', () => ctx.stats().engine.tokensGenerated > 5);
+    worker.freeze();
+    const start = performance.now();
+    abort.abort(new Error('enough'));
+    await expect(reading).rejects.toThrow('enough');
+    expect(performance.now() - start).toBeLessThan(1000);
+    await ctx.close();
+    expect(performance.now() - start).toBeLessThan(6000);
+  });
+
+  it('holds up neither the cancelling of a load', async () => {
+    const model = await guideModel();
+    const worker = await workerProcess();
+    const abort = new AbortController();
+    const loading = createDistributedContext({
+      model,
+      ...split(worker.endpoint),
+      mmap: false,
+      signal: abort.signal,
+      onProgress: ({ fraction }) => {
+        if (fraction === 0 || abort.signal.aborted) return;
+        worker.freeze();
+        abort.abort(new Error('no longer'));
+      },
+    });
+    await expect(loading).rejects.toThrow('no longer');
+  }, 30_000);
+});
 
 describe('a worker killed', () => {
   it('in the middle of a stream ends it with an error after a prefix of the right tokens', async () => {

@@ -8,6 +8,7 @@ import { mkdir } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { buildEnvironment } from '../../scripts/environment.mjs';
 import { checkToolchain } from '../../scripts/toolchain.mjs';
 import { ensureSources } from '../../vendor/fetch.mjs';
 
@@ -31,13 +32,7 @@ async function build() {
   if (tools.missing.length > 0) throw new Error(`${tools.missing.join(', ')} not found; try: ${tools.install}`);
   const sources = await ensureSources({ log: note });
   await mkdir(out, { recursive: true });
-  const env = {
-    ...process.env,
-    CCACHE_BASEDIR: root,
-    CCACHE_NOHASHDIR: '1',
-    // ggml compiles in the commit of the repository around it; ours is not llama.cpp's, and changes often.
-    GIT_CEILING_DIRECTORIES: dirname(sources),
-  };
+  const env = buildEnvironment({ root, sources });
   const launcher = tools.ccache ? 'ccache' : '';
   const configure = ['-S', here, '-B', out, `-DUPSTREAM_LLAMA_CPP=${sources}`, '-DCMAKE_BUILD_TYPE=Release'];
   configure.push(`-DCMAKE_C_COMPILER_LAUNCHER=${launcher}`, `-DCMAKE_CXX_COMPILER_LAUNCHER=${launcher}`);
