@@ -31,7 +31,7 @@ export interface DistributedContextOptions {
    * with `'worker'` the last worker sends the logits, hundreds of kilobytes a token for a large vocabulary.
    */
   head?: 'master' | 'worker';
-  /** Tokens of context, `-c` of llama-server; shared by `parallel` streams. Default: what the model was trained for. */
+  /** Tokens of context, `-c` of llama-server; shared by `parallel` streams. Default, and 0: what the model was trained for. */
   contextSize?: number;
   /** Tokens handed to one decode, `-b`. Default 2048. */
   batchSize?: number;
@@ -105,8 +105,13 @@ export function checkOptions(options: DistributedContextOptions, maxWorkers: num
     rpc,
     tensorSplit: options.tensorSplit,
     headOnWorker: head === 'worker',
-    contextSize: optionalInteger('contextSize', options.contextSize, { min: 0, max: MAX_TOKENS }) ?? 0,
-    batchSize: optionalInteger('batchSize', options.batchSize, { min: 1, max: MAX_TOKENS }) ?? 0,
+    contextSize:
+      optionalInteger('contextSize', options.contextSize === 0 ? undefined : options.contextSize, {
+        min: 2,
+        max: MAX_TOKENS,
+      }) ?? 0,
+    // llama.cpp's warm-up decodes two tokens at once and aborts when they do not fit.
+    batchSize: optionalInteger('batchSize', options.batchSize, { min: 2, max: MAX_TOKENS }) ?? 0,
     ubatchSize: optionalInteger('ubatchSize', options.ubatchSize, { min: 1, max: MAX_TOKENS }) ?? 0,
     threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? 0,
     mmap: optionalBoolean('mmap', options.mmap) ?? true,

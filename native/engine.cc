@@ -95,6 +95,31 @@ server_http_res_ptr call(const Handler & handler, const server_http_req & reques
     }
 }
 
+// llama.cpp's JSON code and chat templates recurse over a request, so its nesting is bounded before they see it. Real
+// requests stay below 50; a thread's stack lasts for thousands.
+constexpr int max_json_depth = 128;
+
+bool nested_too_deeply(const std::string & json) {
+    int depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < json.size(); i++) {
+        const char c = json[i];
+        if (in_string) {
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{' || c == '[') {
+            if (++depth > max_json_depth) return true;
+        } else if (c == '}' || c == ']') {
+            depth--;
+        }
+    }
+    return false;
+}
+
 ResponseHead head_of(const server_http_res & response) {
     ResponseHead head;
     head.status = response.status;
@@ -270,8 +295,13 @@ void Engine::answer(Request & request) {
                               request.data.body,   std::move(files),     should_stop};
     server_request_cancelled = request.cancel_flag();
     server_http_res_ptr response;
+    if (nested_too_deeply(request.data.body)) {
+        response =
+            error_response("The JSON of the request is nested deeper than " + std::to_string(max_json_depth) + ".",
+                           ERROR_TYPE_INVALID_REQUEST);
+    }
     for (const auto & entry : route_handlers) {
-        if (request.data.method == entry.route.method && request.data.route == entry.route.path) {
+        if (!response && request.data.method == entry.route.method && request.data.route == entry.route.path) {
             response = call((*loaded_->routes).*entry.handler, req);
         }
     }
