@@ -75,7 +75,7 @@ export interface NativeRequest {
   /** Null when the request was cancelled first. */
   head(): Promise<{ status: number; headers: Record<string, string> } | null>;
   /** The next chunk, null at the end, undefined after a cancellation. One call at a time. */
-  next(): Promise<Buffer | null | undefined>;
+  next(): Promise<Uint8Array | null | undefined>;
   cancel(): void;
 }
 

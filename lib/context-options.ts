@@ -5,6 +5,7 @@ import { parseEndpoint } from './probe.js';
 import type { LoadProgress } from './types.js';
 import {
   invalid,
+  knownKeys,
   optionalBoolean,
   optionalInteger,
   optionalOneOf,
@@ -78,19 +79,45 @@ export interface CheckedOptions extends Omit<NativeEngineOptions, 'workers' | 'o
   signal: AbortSignal | undefined;
 }
 
+const OPTION_NAMES: readonly (keyof DistributedContextOptions)[] = [
+  'model',
+  'rpc',
+  'tensorSplit',
+  'head',
+  'contextSize',
+  'batchSize',
+  'ubatchSize',
+  'threads',
+  'mmap',
+  'parallel',
+  'embeddings',
+  'reranking',
+  'pooling',
+  'loras',
+  'draft',
+  'chatTemplate',
+  'llamaArgs',
+  'llamaEnv',
+  'logLevel',
+  'connectTimeoutMs',
+  'onProgress',
+  'signal',
+];
+
 const MAX_TOKENS = 1 << 24;
 
 /** Throws `DROID_INVALID_ARGUMENT`. */
 export function checkOptions(options: DistributedContextOptions, maxWorkers: number): CheckedOptions {
   plainObject('options', options);
+  knownKeys('createDistributedContext()', options, OPTION_NAMES);
   const rpc = checkEndpoints(options.rpc, maxWorkers);
   const head = optionalOneOf('head', options.head, ['master', 'worker']) ?? 'master';
   if (head === 'worker' && rpc.length === 0) invalid("head is 'worker', but rpc names no worker.");
   if (options.tensorSplit !== undefined) {
-    if (!Array.isArray(options.tensorSplit) && !ArrayBuffer.isView(options.tensorSplit)) {
+    if (!Array.isArray(options.tensorSplit)) {
       invalid(`tensorSplit is ${show(options.tensorSplit)}; it must be an array of numbers.`);
     }
-    checkTensorSplit(options.tensorSplit, rpc.length);
+    checkTensorSplit([...options.tensorSplit], rpc.length);
   }
   if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
     invalid('onProgress must be a function.');
@@ -100,22 +127,25 @@ export function checkOptions(options: DistributedContextOptions, maxWorkers: num
   if (options.logLevel !== undefined && !isLogLevel(options.logLevel)) {
     invalid(`logLevel is ${show(options.logLevel)}; it must be none, error, warn, info or debug.`);
   }
+  const parallel = optionalInteger('parallel', options.parallel, { min: 1, max: 256 }) ?? 1;
+  // A token of each stream must fit one batch, and llama.cpp's warm-up decodes two; it aborts otherwise.
+  const batchMin = Math.max(2, parallel);
+  const ubatchMin = options.embeddings || options.reranking ? batchMin : 1;
   return {
     model: optionalString('model', options.model) ?? invalid('model is missing; it must be the path of a GGUF file.'),
     rpc,
-    tensorSplit: options.tensorSplit,
+    tensorSplit: options.tensorSplit && [...options.tensorSplit],
     headOnWorker: head === 'worker',
     contextSize:
       optionalInteger('contextSize', options.contextSize === 0 ? undefined : options.contextSize, {
         min: 2,
         max: MAX_TOKENS,
       }) ?? 0,
-    // llama.cpp's warm-up decodes two tokens at once and aborts when they do not fit.
-    batchSize: optionalInteger('batchSize', options.batchSize, { min: 2, max: MAX_TOKENS }) ?? 0,
-    ubatchSize: optionalInteger('ubatchSize', options.ubatchSize, { min: 1, max: MAX_TOKENS }) ?? 0,
+    batchSize: optionalInteger('batchSize', options.batchSize, { min: batchMin, max: MAX_TOKENS }) ?? 0,
+    ubatchSize: optionalInteger('ubatchSize', options.ubatchSize, { min: ubatchMin, max: MAX_TOKENS }) ?? 0,
     threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? 0,
     mmap: optionalBoolean('mmap', options.mmap) ?? true,
-    parallel: optionalInteger('parallel', options.parallel, { min: 1, max: 256 }) ?? 1,
+    parallel,
     embeddings: optionalBoolean('embeddings', options.embeddings) ?? false,
     reranking: optionalBoolean('reranking', options.reranking) ?? false,
     pooling: optionalOneOf('pooling', options.pooling, POOLING) ?? '',

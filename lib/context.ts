@@ -9,6 +9,7 @@ import { type DeviceMemory, planLayers } from './placement.js';
 import { parseEndpoint, probeEndpoint } from './probe.js';
 import { parseServerSentEvents } from './sse.js';
 import type { ContextStats, EngineResponse, EngineRoute, LoadProgress, Placement, RequestOptions } from './types.js';
+import { plainObject } from './validate.js';
 
 /** A chunk of a streamed chat completion in OpenAI's format; llama-server's own fields are there too. */
 export interface ChatCompletionChunk {
@@ -21,7 +22,25 @@ export interface ChatCompletionChunk {
     readonly delta: { readonly role?: string; readonly content?: string | null; readonly [field: string]: unknown };
     readonly finish_reason: string | null;
   }[];
+  /** In the last chunk, with `stream_options: { include_usage: true }`. */
+  readonly usage?: TokenUsage;
+  /** In the last chunk: llama-server's own measurements. */
+  readonly timings?: Timings;
   readonly [field: string]: unknown;
+}
+
+export interface TokenUsage {
+  readonly prompt_tokens: number;
+  readonly completion_tokens: number;
+  readonly total_tokens: number;
+}
+
+export interface Timings {
+  readonly prompt_n: number;
+  readonly prompt_per_second: number;
+  readonly predicted_n: number;
+  readonly predicted_per_second: number;
+  readonly [field: string]: number | readonly number[] | undefined;
 }
 
 /** A chunk of a streamed completion in OpenAI's format. */
@@ -117,9 +136,14 @@ export class DistributedContext {
   async listen(options: HttpServerOptions = {}): Promise<HttpServer> {
     if (this.#closing) throw new DroidLlamaError('DROID_CLOSED', 'The context is closed.');
     const { startHttpServer } = await import('./http/server.js');
-    const server = await startHttpServer(this.routes, this, options);
-    if (this.#closing) await server.close();
-    else this.#servers.add(server);
+    const inner = await startHttpServer(this.routes, this, options);
+    const close = () => {
+      this.#servers.delete(server);
+      return inner.close();
+    };
+    const server: HttpServer = { ...inner, close, [Symbol.asyncDispose]: close };
+    this.#servers.add(server);
+    if (this.#closing) await close();
     return server;
   }
 
@@ -140,6 +164,7 @@ export class DistributedContext {
   }
 
   async *#stream<Chunk>(path: string, request: object, options: CallOptions): AsyncGenerator<Chunk, void, undefined> {
+    plainObject('the request', request);
     const response = await this.request('POST', path, { ...request, stream: true }, options);
     if (response.status >= 400) throw await requestFailed(response);
     for await (const event of parseServerSentEvents(response.body)) {

@@ -2,7 +2,7 @@
 import { addon, type NativeEngine, type NativeRequest, toDroidLlamaError } from './addon.js';
 import { DroidLlamaError } from './errors.js';
 import type { EngineResponse, EngineRoute, RequestOptions } from './types.js';
-import { invalid, show } from './validate.js';
+import { invalid, plainObject, show } from './validate.js';
 
 /** What may be given as a body: JSON by value, or the bytes as they are. */
 export type RequestBody = string | Uint8Array | object | undefined;
@@ -14,7 +14,10 @@ export async function sendRequest(
   body: RequestBody,
   options: RequestOptions,
 ): Promise<EngineResponse> {
+  plainObject('options', options);
   const { signal } = options;
+  if (signal !== undefined && !(signal instanceof AbortSignal)) invalid('signal must be an AbortSignal.');
+  if (typeof method !== 'string' || typeof target !== 'string') invalid('method and path must be strings.');
   signal?.throwIfAborted();
   const [path = '/', queryString = ''] = target.split(/\?(.*)/s);
   const match = matchRoute(addon().buildInfo().routes, method, path);
@@ -53,20 +56,27 @@ function readBody(
   cancel: () => void,
 ): AsyncIterableIterator<Uint8Array> {
   let ended = false;
+  let previous: Promise<unknown> = Promise.resolve();
   const end = () => {
     ended = true;
     native.cancel();
     signal?.removeEventListener('abort', cancel);
   };
+  const read = async (): Promise<IteratorResult<Uint8Array>> => {
+    if (ended) return { done: true, value: undefined };
+    const chunk = await native.next();
+    if (chunk) return { done: false, value: chunk };
+    const stopped = ended;
+    end();
+    if (chunk === undefined && !stopped) throw cancellationOf(signal);
+    return { done: true, value: undefined };
+  };
   return {
-    async next() {
-      if (ended) return { done: true, value: undefined };
-      const chunk = await native.next();
-      if (chunk) return { done: false, value: chunk };
-      const stopped = ended;
-      end();
-      if (chunk === undefined && !stopped) throw cancellationOf(signal);
-      return { done: true, value: undefined };
+    next() {
+      // The engine takes one call at a time; a second one waits for the first.
+      const result = previous.then(read);
+      previous = result.catch(() => {});
+      return result;
     },
     async return() {
       end();
@@ -124,6 +134,13 @@ function toBytes(body: RequestBody): Uint8Array {
   if (body === undefined) return new Uint8Array();
   if (body instanceof Uint8Array) return body;
   if (typeof body === 'string') return new TextEncoder().encode(body);
-  if (typeof body === 'object' && body !== null) return new TextEncoder().encode(JSON.stringify(body));
+  if (body instanceof ArrayBuffer) return new Uint8Array(body);
+  if (typeof body === 'object' && body !== null) {
+    try {
+      return new TextEncoder().encode(JSON.stringify(body));
+    } catch (cause) {
+      invalid(`The body cannot be sent as JSON: ${(cause as Error).message.split('\n')[0]}`);
+    }
+  }
   return invalid(`The body is ${show(body)}; it must be an object, a string or bytes.`);
 }

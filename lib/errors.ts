@@ -11,10 +11,11 @@ export const ERROR_CODES = {
   DROID_MODEL_UNSUPPORTED: 'The model has an architecture that the bundled llama.cpp does not know.',
   DROID_LOAD_FAILED: 'llama.cpp refused to load the model for another reason, which the message quotes.',
   DROID_OUT_OF_MEMORY: 'A device has less free memory than its share of the model needs.',
-  DROID_ENDPOINT_TIMEOUT: 'Nothing answered at the endpoint in time; Android drops incoming connections like this.',
+  DROID_ENDPOINT_TIMEOUT:
+    'Nothing answered at the endpoint in time: Android drops incoming connections like this, and what is no worker may keep silent.',
   DROID_ENDPOINT_REFUSED: 'The device answered, but nothing listens on that port.',
   DROID_ENDPOINT_UNREACHABLE: 'There is no route to the host, or its name does not resolve.',
-  DROID_VERSION_MISMATCH: 'The endpoint speaks another version of the RPC protocol, or something else entirely.',
+  DROID_VERSION_MISMATCH: 'The endpoint answered in another version of the RPC protocol, or in none.',
   DROID_PORT_IN_USE: 'The port to listen on is taken.',
   DROID_CLOSED: 'The context or server was closed before or during the call.',
   DROID_REQUEST_FAILED: 'The engine answered the request with an error; `status` has its HTTP status.',
@@ -31,7 +32,8 @@ export interface DroidLlamaErrorOptions {
 export class DroidLlamaError extends Error {
   override readonly name = 'DroidLlamaError';
   readonly code: ErrorCode;
-  readonly status?: number;
+  // Declared, not defined: an error without a status has no such property.
+  declare readonly status?: number;
 
   constructor(code: ErrorCode, message: string, options: DroidLlamaErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });

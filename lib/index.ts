@@ -1,3 +1,6 @@
+// Consumers need the types of `await using` whatever their own lib setting is.
+/// <reference lib="esnext.disposable" preserve="true" />
+
 export { type LogLevel, setLogLevel } from './addon.js';
 export {
   type CallOptions,
@@ -7,6 +10,8 @@ export {
   type CompletionRequest,
   createDistributedContext,
   DistributedContext,
+  type Timings,
+  type TokenUsage,
 } from './context.js';
 export type { DistributedContextOptions } from './context-options.js';
 export type { RequestBody } from './engine-request.js';

@@ -28,17 +28,22 @@ export function checkTensorSplit(split: readonly number[], workers: number): voi
 }
 
 /**
- * How many consecutive layers each device gets so that the bytes of its layers come closest to its share.
+ * How many consecutive layers each device gets so that the bytes of its layers come closest to its share. Whoever has a
+ * share gets one layer at least, as long as there are enough layers for that.
  * @param layerBytes bytes of each layer, in order
- * @param shares one per device, master first; only their ratio counts
+ * @param given shares, one per device, master first; only their ratio counts
  * @returns one count per device; they add up to the number of layers, and a share of 0 gives 0 layers
  */
-export function splitLayers(layerBytes: readonly number[], shares: readonly number[]): number[] {
+export function splitLayers(layerBytes: readonly number[], given: readonly number[]): number[] {
+  const largest = Math.max(...given);
+  const shares = given.map((share) => share / largest); // their sum cannot overflow
   const before = [0];
   for (const bytes of layerBytes) before.push((before.at(-1) ?? 0) + bytes);
   const total = before.at(-1) ?? 0;
   const sum = shares.reduce((a, b) => a + b, 0);
   const lastWithShare = shares.findLastIndex((share) => share > 0);
+  let holders = shares.filter((share) => share > 0).length;
+  const least = layerBytes.length >= holders ? 1 : 0;
 
   const counts: number[] = [];
   let start = 0;
@@ -46,18 +51,21 @@ export function splitLayers(layerBytes: readonly number[], shares: readonly numb
   shares.forEach((share, device) => {
     wanted += share / sum;
     let end = start;
-    if (device === lastWithShare) end = layerBytes.length;
-    else if (share > 0) end = closestBoundary(before, start, wanted * total);
+    if (share > 0) {
+      holders--;
+      if (device === lastWithShare) end = layerBytes.length;
+      else end = closestBoundary(before, start + least, layerBytes.length - holders * least, wanted * total);
+    }
     counts.push(end - start);
     start = end;
   });
   return counts;
 }
 
-/** The layer index from `start` on at which the bytes before it are closest to `target`; the first one on a tie. */
-function closestBoundary(before: readonly number[], start: number, target: number): number {
-  let best = start;
-  for (let i = start; i < before.length; i++) {
+/** The layer index from `first` to `last` at which the bytes before it are closest to `target`; the first one on a tie. */
+function closestBoundary(before: readonly number[], first: number, last: number, target: number): number {
+  let best = first;
+  for (let i = first; i <= last; i++) {
     if (Math.abs((before[i] as number) - target) < Math.abs((before[best] as number) - target)) best = i;
   }
   return best;

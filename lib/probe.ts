@@ -224,7 +224,8 @@ class Peer {
         this.#error(
           'DROID_ENDPOINT_TIMEOUT',
           `it accepted the connection but did not ${this.#phase === 'greeting' ? 'greet' : 'answer'} ${within}. ` +
-            "It may be busy: llama.cpp's own ggml-rpc-server serves one master at a time and lets the next one wait",
+            "It may be no worker at all, or busy: llama.cpp's own ggml-rpc-server serves one master at a time and lets " +
+            'the next one wait',
         ),
       );
     }
@@ -256,7 +257,10 @@ class Peer {
 
   #closed(cause?: unknown): DroidLlamaError {
     const when = this.#phase === 'talking' ? 'in the middle of the probe' : 'instead of greeting';
-    return this.mismatch(`it closed the connection ${when}`, cause);
+    return this.mismatch(
+      `it closed the connection ${when} (so does a worker that has as many masters as it takes)`,
+      cause,
+    );
   }
 
   #classify(error: NodeJS.ErrnoException): DroidLlamaError {

@@ -1,11 +1,11 @@
-import { existsSync, mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, statSync } from 'node:fs';
 import { isIPv6 } from 'node:net';
 import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
 import { addon, type NativeRpcServer, type NativeRpcServerStats, toDroidLlamaError } from './addon.js';
 import { DroidLlamaError } from './errors.js';
 import type { RpcDevice } from './types.js';
-import { optionalInteger, optionalString, plainObject } from './validate.js';
+import { knownKeys, optionalInteger, optionalString, plainObject } from './validate.js';
 
 export interface RpcServerOptions {
   /** Address to listen on. Default `'127.0.0.1'`. RPC is neither encrypted nor authenticated: open it to nobody else. */
@@ -24,6 +24,17 @@ export interface RpcServerOptions {
   /** Closes the server when aborted. */
   signal?: AbortSignal;
 }
+
+const OPTION_NAMES: readonly (keyof RpcServerOptions)[] = [
+  'host',
+  'port',
+  'threads',
+  'cacheDir',
+  'maxClients',
+  'onEvent',
+  'verbose',
+  'signal',
+];
 
 /** Counters since the server was started; sizes are bytes. */
 export type RpcServerStats = Readonly<NativeRpcServerStats>;
@@ -71,6 +82,7 @@ export class RpcServer {
  */
 export async function startRpcServer(options: RpcServerOptions = {}): Promise<RpcServer> {
   plainObject('options', options);
+  knownKeys('startRpcServer()', options, OPTION_NAMES);
   const { signal, onEvent } = options;
   signal?.throwIfAborted();
   const host = optionalString('host', options.host) ?? '127.0.0.1';
@@ -99,11 +111,12 @@ function prepareCacheDir(dir: string): string {
   const path = resolve(dir);
   try {
     if (!existsSync(path)) mkdirSync(path, { recursive: true, mode: 0o700 });
+    if (!statSync(path).isDirectory()) throw new Error('it is not a directory');
     return path;
   } catch (cause) {
     throw new DroidLlamaError(
       'DROID_INVALID_ARGUMENT',
-      `cacheDir ${path} cannot be made: ${(cause as Error).message}`,
+      `cacheDir ${path} cannot be used: ${(cause as Error).message}`,
       {
         cause,
       },

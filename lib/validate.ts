@@ -15,6 +15,16 @@ export function plainObject(name: string, value: unknown): void {
   }
 }
 
+/** Refuses a key that is not an option, which is a typing error more often than not. */
+export function knownKeys(name: string, value: object, known: readonly string[]): void {
+  const unknown = Object.keys(value).find((key) => !known.includes(key));
+  if (unknown === undefined) return;
+  const similar = known.find((key) => key.toLowerCase() === unknown.toLowerCase());
+  invalid(
+    `${name} has no option ${show(unknown)}${similar ? `; did you mean ${similar}?` : `. It has ${known.join(', ')}.`}`,
+  );
+}
+
 export function optionalString(name: string, value: unknown): string | undefined {
   if (value === undefined) return undefined;
   if (typeof value !== 'string' || value === '') invalid(`${name} is ${show(value)}; it must be a non-empty string.`);

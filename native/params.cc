@@ -224,6 +224,9 @@ common_params make_params(const EngineOptions & options, const std::vector<ggml_
     if (!devices.empty()) {
         // Saving an idle slot reads the workers' KV cache back over the network between requests.
         params.cache_ram_mib = 0;
+        // Between two graphs lies a wait for the network: spinning would only take the cores from others.
+        params.cpuparams.poll = 0;
+        params.cpuparams_batch.poll = 0;
         params.cache_idle_slots = false;
     }
 

@@ -6,6 +6,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
+
 #include "ggml-cpu.h"
 #include "socket.h"
 
@@ -33,6 +35,8 @@ class Backends {
             if (threads > 1 && !pool_) {
                 // Without a pool of its own the CPU backend starts its threads anew for every graph.
                 ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+                // Between two graphs lies a wait for the network: spinning would only take the cores from others.
+                params.poll = 0;
                 pool_ = ggml_threadpool_new(&params);
                 ggml_backend_cpu_set_threadpool(backend, pool_);
             }
@@ -91,8 +95,15 @@ void Server::accept_loop() {
         tune_socket(fd);
         const std::string peer = peer_name(address, length);
 
-        std::lock_guard<std::mutex> lock(mutex_);
+        std::unique_lock<std::mutex> lock(mutex_);
         reap();
+        // A client that has hung up may not be gone yet, such as the probe of this very master.
+        for (int i = 0; i < 100 && !stopping_ && static_cast<int>(clients_.size()) >= options_.max_clients; i++) {
+            lock.unlock();
+            std::this_thread::sleep_for(std::chrono::milliseconds(10));
+            lock.lock();
+            reap();
+        }
         if (stopping_ || static_cast<int>(clients_.size()) >= options_.max_clients) {
             if (options_.on_event) options_.on_event("client " + peer + " turned away: too many clients");
             close_socket(fd);

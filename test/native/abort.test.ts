@@ -1,6 +1,16 @@
 import { describe, expect, it } from 'vitest';
 import { createDistributedContext } from '../../lib/index.js';
-import { endless, openContext, openWorker, readJson, settled, story, until } from '../support/contexts.js';
+import {
+  answerOf,
+  endless,
+  openContext,
+  openWorker,
+  question,
+  readJson,
+  settled,
+  story,
+  until,
+} from '../support/contexts.js';
 import { tinyModel } from '../support/paths.js';
 
 /** The engine may have a token in the making when the stop arrives, and one more on its way to being counted. */
@@ -111,7 +121,48 @@ describe('generation stops within two tokens by the engine’s own counter', () 
   });
 });
 
+describe('a storm of aborts', () => {
+  it('leaves every slot usable', async () => {
+    const { ctx } = await splitContext({ parallel: 2 });
+    let seed = 7;
+    const random = () => {
+      seed = (seed * 48271) % 2147483647;
+      return seed / 2147483647;
+    };
+    const one = async () => {
+      const abort = new AbortController();
+      const timer = setTimeout(() => abort.abort(), random() * 6);
+      const body = { ...endless(50), stream: random() < 0.5 };
+      await ctx
+        .request('POST', '/v1/chat/completions', body, { signal: abort.signal })
+        .then(async ({ body }) => {
+          for await (const _ of body);
+        })
+        .catch(() => {});
+      clearTimeout(timer);
+    };
+    await Promise.all(
+      Array.from({ length: 8 }, async () => {
+        for (let i = 0; i < 120; i++) await one();
+      }),
+    );
+    const answers = [1, 2, 3].map(() => answerOf(ctx, [question]));
+    expect(await Promise.all(answers)).toEqual(Array(3).fill('2+2 equals 4.'));
+    expect(ctx.stats().engine.activeRequests).toBe(0);
+  });
+});
+
 describe('a reader', () => {
+  it('that asks for several chunks at once gets each in its turn', async () => {
+    const { ctx } = await splitContext();
+    const response = await ctx.request('POST', '/v1/chat/completions', { ...endless(20), stream: true });
+    const iterator = response.body[Symbol.asyncIterator]();
+    const chunks = await Promise.all([iterator.next(), iterator.next(), iterator.next()]);
+    expect(chunks.map(({ done }) => done)).toEqual([false, false, false]);
+    await iterator.return?.();
+    expect(await iterator.next()).toEqual({ done: true, value: undefined });
+  });
+
   it('that is slow slows generation down instead of filling memory', async () => {
     const { ctx, generated } = await splitContext({ parallel: 2, contextSize: 2048 });
     const before = generated();

@@ -15,7 +15,10 @@ describe('splitLayers', () => {
     [even(24), [1, 1, 0], [12, 12, 0]],
     [even(6), [1, 1, 1], [2, 2, 2]],
     [even(1), [0.5, 0.5], [0, 1]],
-    [even(24), [0.99, 0.01], [24, 0]],
+    [even(24), [0.99, 0.01], [23, 1]],
+    [even(24), [0.01, 0.99], [1, 23]],
+    [even(3), [1, 1e-9, 1e-9], [1, 1, 1]],
+    [even(2), [1, 1, 1], [1, 0, 1]],
     // By bytes, not by count: two large layers weigh as much as six small ones.
     [
       [30, 30, 10, 10, 10, 10, 10, 10],
@@ -41,8 +44,10 @@ describe('splitLayers', () => {
       counts.forEach((count, i) => {
         expect(count).toBeGreaterThanOrEqual(0);
         if (shares[i] === 0) expect(count).toBe(0);
+        else if (layers.length >= shares.filter((share) => share > 0).length) expect(count).toBeGreaterThan(0);
       });
-      // Every boundary is as close to its share as layers allow.
+      // Every boundary is as close to its share as layers allow, where nobody's only layer stands in the way.
+      if (counts.some((count, i) => shares[i] && count <= 1)) continue;
       const total = layers.reduce((a, b) => a + b);
       const largest = Math.max(...layers);
       const sum = shares.reduce((a, b) => a + b);
