@@ -66,7 +66,7 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
   });
 });
 
-it('a second Ctrl-C ends at once what a silent worker holds up', async () => {
+it('is held up by a silent worker for no longer than moments', async () => {
   const { worker, endpoint } = await startWorkerCli();
   const serve = serveTiny(endpoint);
   let chunks = 0;
@@ -79,16 +79,10 @@ it('a second Ctrl-C ends at once what a silent worker holds up', async () => {
   });
   // The next token needs the worker.
   await settled(() => chunks);
+  const start = performance.now();
   serve.signal('SIGINT');
-  const held = serve.says(/still closing; the same again ends it at once/).then(() => true);
-  if (await Promise.race([held, serve.ended().then(() => false)])) {
-    serve.signal('SIGINT');
-    // By the signal itself: exiting would wait for the threads that wait for the worker.
-    expect((await serve.ended()).status).toBe(null);
-  } else {
-    held.catch(() => {});
-    expect((await serve.ended()).status).toBe(0);
-  }
+  expect((await serve.ended()).status).toBe(0);
+  expect(performance.now() - start).toBeLessThan(10_000);
 });
 
 it('ends a probe with the status of an interrupted command', async () => {
