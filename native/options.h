@@ -24,7 +24,6 @@ struct EngineOptions {
     std::vector<WorkerOptions> workers;      // the master keeps the first layers, these take the rest in order
     bool head_on_worker = false;             // of the last worker
     std::vector<std::string> outer_tensors;  // ModelInfo::outer_tensors
-    uint32_t layers = 0;                     // repeating layers of the model
     uint32_t context_size = 0;
     uint32_t batch_size = 0;
     uint32_t ubatch_size = 0;
