@@ -121,11 +121,11 @@ describe('worker threads', () => {
       const ask = \`const ctx = await createDistributedContext({ model, rpc: ['\${endpoint}'], tensorSplit: [0.5, 0.5], threads: 1, contextSize: 512 });
         let text = ''; for await (const c of ctx.chat({ messages: [{ role: 'user', content: 'What is 2+2?' }], temperature: 0 })) text += c.choices[0]?.delta.content ?? '';
         await ctx.close(); parentPort.postMessage(text);\`;
-      const masters = [start(ask), start(ask)];
+      const masters = [start(ask), start(ask)].map(message); // listening from the start: a message without a listener is lost
       const ctx = await createDistributedContext({ model, rpc: [endpoint], tensorSplit: [0, 1], threads: 1, contextSize: 512 });
       let text = '';
       for await (const c of ctx.chat({ messages: [{ role: 'user', content: 'What is 2+2?' }], temperature: 0 })) text += c.choices[0]?.delta.content ?? '';
-      console.log([text, ...(await Promise.all(masters.map(message)))].join('|'));
+      console.log([text, ...(await Promise.all(masters))].join('|'));
       await ctx.close();
       lender.postMessage('close');
     `);
