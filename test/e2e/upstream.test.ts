@@ -1,7 +1,7 @@
 /** Upstream's own programs, built without our patches: the same answers alone, and the same tokens mixed with ours. */
 import { beforeAll, describe, expect, it } from 'vitest';
 import { probeEndpoint } from '../../lib/index.js';
-import { greedyTokens, openContext, openWorker, question } from '../support/contexts.js';
+import { greedyCompletion, greedyTokens, openContext, openWorker, question } from '../support/contexts.js';
 import { ensureUpstream } from '../upstream/build.mjs';
 import { startUpstreamServer, startUpstreamWorker } from '../upstream/processes.js';
 
@@ -15,15 +15,8 @@ const prompts = [
 beforeAll(() => ensureUpstream(), 30 * 60_000);
 
 async function upstreamTokens(url: string, prompt: string): Promise<number[]> {
-  const body = {
-    prompt,
-    n_predict: tokens,
-    temperature: 0,
-    ignore_eos: true,
-    return_tokens: true,
-    cache_prompt: false,
-  };
-  const response = await fetch(`${url}/completion`, { method: 'POST', body: JSON.stringify(body) });
+  const body = JSON.stringify(greedyCompletion(prompt, tokens));
+  const response = await fetch(`${url}/completion`, { method: 'POST', body });
   return ((await response.json()) as { tokens: number[] }).tokens;
 }
 

@@ -3,7 +3,15 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { createDistributedContext, startRpcServer } from '../../lib/index.js';
-import { answerOf, endless, greedyTokens, openContext, question, until } from '../support/contexts.js';
+import {
+  answerOf,
+  endless,
+  greedyCompletion,
+  greedyTokens,
+  openContext,
+  question,
+  until,
+} from '../support/contexts.js';
 import { guideModel } from '../support/guide.js';
 import { cliMain, tinyModel } from '../support/paths.js';
 
@@ -74,7 +82,7 @@ describe('a worker killed', () => {
     for (let i = 0; i < 5; i++) {
       const worker = await workerProcess();
       const ctx = await openContext(split(worker.endpoint));
-      const body = { prompt, n_predict: 400, temperature: 0, ignore_eos: true, return_tokens: true, stream: true };
+      const body = { ...greedyCompletion(prompt, 400), stream: true };
       const response = await ctx.request('POST', '/completion', body);
       let text = '';
       let killed: Promise<void> | undefined;
@@ -112,6 +120,7 @@ describe('a worker killed', () => {
   });
 
   it('while a model loads fails the load', async () => {
+    const outcomes: string[] = [];
     for (let delay = 0; delay < 60; delay += 6) {
       const worker = await workerProcess();
       const loading = createDistributedContext({
@@ -125,8 +134,11 @@ describe('a worker killed', () => {
         (error) => error.code,
       );
       setTimeout(() => worker.kill(), delay);
-      expect(await result).toMatch(/^(loaded|DROID_(LOAD_FAILED|OUT_OF_MEMORY|ENDPOINT_\w+|VERSION_MISMATCH))$/);
+      outcomes.push(await result);
+      expect(outcomes.at(-1)).toMatch(/^(loaded|DROID_(LOAD_FAILED|OUT_OF_MEMORY|ENDPOINT_\w+|VERSION_MISMATCH))$/);
     }
+    // Some must have met the load, or this shows nothing.
+    expect(outcomes.filter((outcome) => outcome !== 'loaded')).not.toEqual([]);
   });
 
   it('before its context is closed lets it close', async () => {

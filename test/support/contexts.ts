@@ -26,16 +26,14 @@ export function endless(tokens = 400) {
   return { messages: [story], temperature: 0, max_tokens: tokens, ignore_eos: true, cache_prompt: false };
 }
 
+/** A `/completion` of exactly `tokens` tokens by greedy decoding, with their ids in the answer. */
+export function greedyCompletion(prompt: string, tokens: number) {
+  return { prompt, n_predict: tokens, temperature: 0, ignore_eos: true, return_tokens: true, cache_prompt: false };
+}
+
 /** The ids of the tokens that greedy decoding gives. */
 export async function greedyTokens(ctx: DistributedContext, prompt: string, tokens: number): Promise<number[]> {
-  const response = await ctx.request('POST', '/completion', {
-    prompt,
-    n_predict: tokens,
-    temperature: 0,
-    ignore_eos: true,
-    return_tokens: true,
-    cache_prompt: false,
-  });
+  const response = await ctx.request('POST', '/completion', greedyCompletion(prompt, tokens));
   return ((await readJson(response)) as { tokens: number[] }).tokens;
 }
 
