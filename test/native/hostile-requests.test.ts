@@ -4,6 +4,7 @@ import { expect, it, onTestFinished } from 'vitest';
 import { projectRoot, tinyModel } from '../support/paths.js';
 
 const deep = (open: string, close: string, n: number) => open.repeat(n) + close.repeat(n);
+const inString = 'arguments nested deeply inside a string';
 const bodies: Record<string, [path: string, body: string]> = {
   'a grammar for llguidance': ['/completion', JSON.stringify({ prompt: 'x', grammar: '%llguidance {}\nstart: "a"' })],
   'a repetition that cannot be': ['/completion', JSON.stringify({ prompt: 'x', grammar: 'root ::= "a"{3,1}' })],
@@ -20,6 +21,19 @@ const bodies: Record<string, [path: string, body: string]> = {
     `{"messages":[{"role":"user","content":"x","tool_calls":${deep('[', ']', 100_000)}}]}`,
   ],
   'tools nested deeply': ['/apply-template', `{"messages":[],"tools":${deep('[', ']', 1_000_000)}}`],
+  [inString]: [
+    '/apply-template',
+    JSON.stringify({
+      messages: [
+        { role: 'user', content: 'x' },
+        {
+          role: 'assistant',
+          tool_calls: [{ type: 'function', id: 'a', function: { name: 'f', arguments: deep('[', ']', 1_000_000) } }],
+        },
+        { role: 'tool', tool_call_id: 'a', content: 'x' },
+      ],
+    }),
+  ],
   'brackets that never close': ['/tokenize', `{"content":${'['.repeat(1_000_000)}`],
 };
 
@@ -52,6 +66,6 @@ it('are answered with an error, and the next request as ever', async () => {
   const end = await new Promise((resolve) => child.on('close', (code, signal) => resolve({ code, signal })));
   expect(end, out).toEqual({ code: 0, signal: null });
   const lines = out.trim().split('\n');
-  expect(lines.slice(0, -1)).toEqual(Object.keys(bodies).map((name) => `400 ${name}`));
+  expect(lines.slice(0, -1)).toEqual(Object.keys(bodies).map((name) => `${name === inString ? 500 : 400} ${name}`));
   expect(lines.at(-1)).toMatch(/^aaa?$/);
 });
