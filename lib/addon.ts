@@ -3,8 +3,8 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { DroidLlamaError, isErrorCode } from './errors.js';
-import type { EngineRoute, RpcDevice, WorkerTraffic } from './types.js';
+import { DroidLlamaError, type ErrorCode, isErrorCode, splitCode } from './errors.js';
+import type { EngineRoute, RpcDevice, WorkerFailure, WorkerTraffic } from './types.js';
 
 export interface ModelInfo {
   readonly architecture: string;
@@ -38,6 +38,16 @@ export interface NativeWorkerOptions {
   layers: number;
 }
 
+/** Milliseconds; see `WorkerTimeouts` of context-options.ts. */
+export interface NativeTimeouts {
+  connectMs: number;
+  handshakeMs: number;
+  answerMs: number;
+  keepAliveIdleMs: number;
+  keepAliveIntervalMs: number;
+  userTimeoutMs: number;
+}
+
 /** Validated by lib/; 0 and '' mean llama.cpp's default. */
 export interface NativeEngineOptions {
   model: string;
@@ -58,6 +68,7 @@ export interface NativeEngineOptions {
   chatTemplate: string;
   llamaArgs: readonly string[];
   llamaEnv: boolean;
+  timeouts: NativeTimeouts;
 }
 
 export interface NativeRequestOptions {
@@ -99,29 +110,54 @@ export interface NativeEngine {
   loaded(): Promise<NativePlacement[]>;
   request(options: NativeRequestOptions): NativeRequest;
   stats(): NativeEngineStats;
+  /** The first failure of a worker, at any time since loading began. */
+  failure(): NativeFailure | null;
   close(): Promise<void>;
 }
 
+export interface NativeFailure {
+  code: string;
+  message: string;
+  endpoint: string;
+}
+
+/** Validated by lib/; a limit of 0 means the native default. Sizes are bytes. */
 export interface NativeRpcServerOptions {
   host: string;
   port: number;
   threads: number;
   maxClients: number;
+  memoryLimit: number;
+  clientMemoryLimit: number;
   cacheDir: string;
+  cacheLimit: number;
+  handshakeTimeoutMs: number;
   verbose: boolean;
 }
 
 export interface NativeRpcServerStats {
   clients: number;
   clientsTotal: number;
+  /** Turned away: above `maxClients`, or without a handshake. */
+  clientsRefused: number;
+  /** Disconnected for what they sent. */
+  clientsDropped: number;
   graphsComputed: number;
+  computeMs: number;
   messagesReceived: number;
   messagesSent: number;
   bytesReceived: number;
   bytesSent: number;
+  /** Of all masters' buffers, as they asked for them. */
   bytesAllocated: number;
+  /** Weights in memory; what several masters share counts once. */
   bytesWeights: number;
-  computeMs: number;
+  /** Of those, the ones laid out for this processor's kernels. */
+  bytesRepacked: number;
+  /** Weights that came over the network. */
+  bytesWeightsReceived: number;
+  /** Weights that need not be sent, because they were in memory or in the cache. */
+  bytesWeightsReused: number;
 }
 
 export interface NativeRpcServer {
@@ -136,7 +172,12 @@ interface NativeAddon {
   buildInfo(): BuildInfo;
   setLogLevel(level: number): void;
   shutdown(): void;
-  Engine: new (options: NativeEngineOptions, onProgress: (stage: string, fraction: number) => void) => NativeEngine;
+  Engine: new (
+    options: NativeEngineOptions,
+    onProgress: (stage: string, fraction: number) => void,
+    /** Once for each worker that fails; `index` into `workers`. */
+    onWorkerLost?: (index: number, code: string, message: string) => void,
+  ) => NativeEngine;
   RpcServer: new (options: NativeRpcServerOptions, onEvent?: (line: string) => void) => NativeRpcServer;
 }
 
@@ -183,9 +224,19 @@ export function engineRoutes(): readonly EngineRoute[] {
 export function toDroidLlamaError(error: unknown): unknown {
   if (error instanceof Error && !(error instanceof DroidLlamaError)) {
     const code = (error as Error & { code?: unknown }).code;
-    if (isErrorCode(code)) return new DroidLlamaError(code, error.message, { cause: error });
+    if (isErrorCode(code)) {
+      // A load that a worker's failure ended is more than a load that llama.cpp refused.
+      const told = splitCode(error.message);
+      return new DroidLlamaError(told.code ?? code, told.message, { cause: error });
+    }
   }
   return error;
+}
+
+/** A worker's failure as the native side tells it, with a code of the list. */
+export function workerFailure({ code, message, endpoint }: NativeFailure): WorkerFailure {
+  const known: ErrorCode = isErrorCode(code) ? code : 'DROID_WORKER_LOST';
+  return { code: known, message: splitCode(message).message, endpoint };
 }
 
 const LOG_LEVELS = { none: 0, error: 1, warn: 2, info: 3, debug: 4 } as const;

@@ -1,5 +1,6 @@
 /** The options of createDistributedContext: what they mean, their defaults, and the checks that need no I/O. */
-import { isLogLevel, type LogLevel, type NativeEngineOptions } from './addon.js';
+import { isLogLevel, type LogLevel, type NativeEngineOptions, type NativeTimeouts } from './addon.js';
+import type { DroidLlamaError } from './errors.js';
 import { checkTensorSplit } from './placement.js';
 import { parseEndpoint } from './probe.js';
 import type { LoadProgress } from './types.js';
@@ -16,6 +17,25 @@ import {
 } from './validate.js';
 
 const POOLING = ['none', 'mean', 'cls', 'last', 'rank'] as const;
+
+/**
+ * After how many milliseconds a worker is given up. A worker that is given up is a failure of the context, see
+ * `DistributedContext.failure`; a dead connection is noticed by whichever of these comes first.
+ */
+export interface WorkerTimeouts {
+  /** Until the connection stands; before loading, until the worker has also told its memory. Default 10 s. */
+  connectMs?: number;
+  /** Until the worker has greeted. Default 10 s. */
+  handshakeMs?: number;
+  /** Until an answer is there, on top of the time that the work asked for takes to compute and to send. Default 15 s. */
+  answerMs?: number;
+  /** Silence after which TCP asks whether the worker is still there. Default 5 s. */
+  keepAliveIdleMs?: number;
+  /** From one such question to the next. Default 2 s. */
+  keepAliveIntervalMs?: number;
+  /** Until TCP gives up on what was sent and not acknowledged, where the system has such a limit. Default 15 s. */
+  userTimeoutMs?: number;
+}
 
 export interface DistributedContextOptions {
   /** Path of a GGUF file; of a split model, the first one. */
@@ -62,8 +82,13 @@ export interface DistributedContextOptions {
   llamaEnv?: boolean;
   /** From which level on llama.cpp's log goes to stderr; it belongs to the whole process. Default: left as it is. */
   logLevel?: LogLevel;
-  /** Milliseconds to wait for each worker to answer before loading. Default 5000. */
-  connectTimeoutMs?: number;
+  /** How long to wait for a worker, in milliseconds. */
+  timeouts?: WorkerTimeouts;
+  /**
+   * Called once for each worker that fails, also while the model loads, which then fails too. Requests that need it
+   * fail with the error's code from now on: close the context, and make a new one once the worker is back.
+   */
+  onWorkerLost?: (error: DroidLlamaError, endpoint: string) => void;
   onProgress?: (progress: LoadProgress) => void;
   /** Ends loading when aborted; the call then rejects with its reason. */
   signal?: AbortSignal;
@@ -74,7 +99,7 @@ export interface CheckedOptions extends Omit<NativeEngineOptions, 'workers' | 'o
   rpc: readonly string[];
   tensorSplit: readonly number[] | undefined;
   logLevel: LogLevel | undefined;
-  connectTimeoutMs: number;
+  onWorkerLost: (error: DroidLlamaError, endpoint: string) => void;
   onProgress: (progress: LoadProgress) => void;
   signal: AbortSignal | undefined;
 }
@@ -99,12 +124,24 @@ const OPTION_NAMES: readonly (keyof DistributedContextOptions)[] = [
   'llamaArgs',
   'llamaEnv',
   'logLevel',
-  'connectTimeoutMs',
+  'timeouts',
+  'onWorkerLost',
   'onProgress',
   'signal',
 ];
 
 const MAX_TOKENS = 1 << 24;
+const MAX_MS = 2 ** 31 - 1;
+
+/** A phone whose Wi-Fi sleeps takes seconds to answer the first packet; one that is out of range never will. */
+const DEFAULT_TIMEOUTS: Readonly<NativeTimeouts> = {
+  connectMs: 10_000,
+  handshakeMs: 10_000,
+  answerMs: 15_000,
+  keepAliveIdleMs: 5_000,
+  keepAliveIntervalMs: 2_000,
+  userTimeoutMs: 15_000,
+};
 
 /** Throws `DROID_INVALID_ARGUMENT`. */
 export function checkOptions(options: DistributedContextOptions, maxWorkers: number): CheckedOptions {
@@ -119,8 +156,8 @@ export function checkOptions(options: DistributedContextOptions, maxWorkers: num
     }
     checkTensorSplit([...options.tensorSplit], rpc.length);
   }
-  if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
-    invalid('onProgress must be a function.');
+  for (const name of ['onProgress', 'onWorkerLost'] as const) {
+    if (options[name] !== undefined && typeof options[name] !== 'function') invalid(`${name} must be a function.`);
   }
   if (options.signal !== undefined && !(options.signal instanceof AbortSignal))
     invalid('signal must be an AbortSignal.');
@@ -155,7 +192,8 @@ export function checkOptions(options: DistributedContextOptions, maxWorkers: num
     llamaArgs: stringArray('llamaArgs', options.llamaArgs),
     llamaEnv: optionalBoolean('llamaEnv', options.llamaEnv) ?? false,
     logLevel: options.logLevel,
-    connectTimeoutMs: optionalInteger('connectTimeoutMs', options.connectTimeoutMs, { min: 1, max: 3_600_000 }) ?? 5000,
+    timeouts: checkTimeouts(options.timeouts),
+    onWorkerLost: options.onWorkerLost ?? (() => {}),
     onProgress: options.onProgress ?? (() => {}),
     signal: options.signal,
   };
@@ -173,6 +211,17 @@ function checkEndpoints(value: unknown, maxWorkers: number): readonly string[] {
     seen.add(`${host}:${port}`);
   }
   return endpoints;
+}
+
+function checkTimeouts(value: DistributedContextOptions['timeouts'] = {}): NativeTimeouts {
+  plainObject('timeouts', value);
+  const names = Object.keys(DEFAULT_TIMEOUTS) as (keyof NativeTimeouts)[];
+  knownKeys('timeouts', value, names);
+  const timeouts = { ...DEFAULT_TIMEOUTS };
+  for (const name of names) {
+    timeouts[name] = optionalInteger(`timeouts.${name}`, value[name], { min: 1, max: MAX_MS }) ?? timeouts[name];
+  }
+  return timeouts;
 }
 
 function checkLoras(value: DistributedContextOptions['loras']): { path: string; scale: number }[] {

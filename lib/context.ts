@@ -1,14 +1,29 @@
 import { access, constants } from 'node:fs/promises';
 import { freemem } from 'node:os';
-import { addon, type NativeEngine, type NativePlacement, setLogLevel, toDroidLlamaError } from './addon.js';
+import {
+  addon,
+  type NativeEngine,
+  type NativePlacement,
+  setLogLevel,
+  toDroidLlamaError,
+  workerFailure,
+} from './addon.js';
 import { type CheckedOptions, checkOptions, type DistributedContextOptions } from './context-options.js';
 import { type RequestBody, sendRequest } from './engine-request.js';
-import { DroidLlamaError } from './errors.js';
+import { DroidLlamaError, splitCode } from './errors.js';
 import type { HttpServer, HttpServerOptions } from './http/server.js';
 import { type DeviceMemory, planLayers } from './placement.js';
 import { parseEndpoint, probeEndpoint } from './probe.js';
 import { parseServerSentEvents } from './sse.js';
-import type { ContextStats, EngineResponse, EngineRoute, LoadProgress, Placement, RequestOptions } from './types.js';
+import type {
+  ContextStats,
+  EngineResponse,
+  EngineRoute,
+  LoadProgress,
+  Placement,
+  RequestOptions,
+  WorkerFailure,
+} from './types.js';
 import { plainObject } from './validate.js';
 
 /** A chunk of a streamed chat completion in OpenAI's format; llama-server's own fields are there too. */
@@ -86,6 +101,15 @@ export class DistributedContext {
     this.placement = placement;
   }
 
+  /**
+   * The first failure of a worker, if there was one. It is final: what needs that worker fails from then on, and
+   * `/health` answers 503. Close the context, and make a new one once the worker is back.
+   */
+  get failure(): WorkerFailure | undefined {
+    const failure = this.#engine.failure();
+    return failure ? workerFailure(failure) : undefined;
+  }
+
   /** The endpoints {@link request} and {@link listen} answer: llama-server's in single-model mode. */
   get routes(): readonly EngineRoute[] {
     return addon().buildInfo().routes;
@@ -93,7 +117,8 @@ export class DistributedContext {
 
   /**
    * Streams a chat completion. Ending the loop early ends the generation.
-   * Throws `DROID_REQUEST_FAILED` with the engine's status, `DROID_CLOSED`, or the signal's reason.
+   * Throws `DROID_REQUEST_FAILED` with the engine's status, `DROID_WORKER_*` with it when a worker's failure is the
+   * reason, `DROID_CLOSED`, or the signal's reason.
    */
   chat(request: ChatRequest, options: CallOptions = {}): AsyncGenerator<ChatCompletionChunk, void, undefined> {
     return this.#stream('/v1/chat/completions', request, options);
@@ -166,17 +191,39 @@ export class DistributedContext {
   async *#stream<Chunk>(path: string, request: object, options: CallOptions): AsyncGenerator<Chunk, void, undefined> {
     plainObject('the request', request);
     const response = await this.request('POST', path, { ...request, stream: true }, options);
-    if (response.status >= 400) throw await requestFailed(response);
+    if (response.status >= 400) throw await this.#requestFailed(response);
     for await (const event of parseServerSentEvents(response.body)) {
-      if (isErrorEvent(event)) throw errorOf(event, event.error.code ?? 500);
+      if (isErrorEvent(event)) throw this.#errorOf(event, event.error.code ?? 500);
       yield event as Chunk;
     }
   }
 
   async #json(path: string, body: object, options: CallOptions): Promise<unknown> {
     const response = await this.request('POST', path, body, options);
-    if (response.status >= 400) throw await requestFailed(response);
+    if (response.status >= 400) throw await this.#requestFailed(response);
     return JSON.parse(await readText(response.body));
+  }
+
+  async #requestFailed(response: EngineResponse): Promise<DroidLlamaError> {
+    const text = await readText(response.body);
+    try {
+      const body: unknown = JSON.parse(text);
+      if (isErrorEvent(body)) return this.#errorOf(body, response.status);
+    } catch {
+      // Not JSON: the text itself is the message.
+    }
+    return this.#errorOf(
+      { error: { message: text || `The engine answered with status ${response.status}.` } },
+      response.status,
+    );
+  }
+
+  #errorOf({ error }: ErrorEvent, status: number): DroidLlamaError {
+    // What the caller did wrong stays that, also when a worker is lost.
+    const failure = status >= 500 ? this.failure : undefined;
+    if (failure) return new DroidLlamaError(failure.code, failure.message, { status });
+    const { code, message } = splitCode(error.message ?? 'The engine answered with an error.');
+    return new DroidLlamaError(code ?? 'DROID_REQUEST_FAILED', message, { status });
   }
 }
 
@@ -187,24 +234,6 @@ interface ErrorEvent {
 function isErrorEvent(event: unknown): event is ErrorEvent {
   const error = (event as Partial<ErrorEvent> | null)?.error;
   return typeof error === 'object' && error !== null;
-}
-
-function errorOf({ error }: ErrorEvent, status: number): DroidLlamaError {
-  return new DroidLlamaError('DROID_REQUEST_FAILED', error.message ?? 'The engine answered with an error.', { status });
-}
-
-async function requestFailed(response: EngineResponse): Promise<DroidLlamaError> {
-  const text = await readText(response.body);
-  try {
-    const body: unknown = JSON.parse(text);
-    if (isErrorEvent(body)) return errorOf(body, response.status);
-  } catch {
-    // Not JSON: the text itself is the message.
-  }
-  return errorOf(
-    { error: { message: text || `The engine answered with status ${response.status}.` } },
-    response.status,
-  );
 }
 
 async function readText(body: AsyncIterable<Uint8Array>): Promise<string> {
@@ -218,7 +247,8 @@ async function readText(body: AsyncIterable<Uint8Array>): Promise<string> {
  * can be answered.
  *
  * Rejects with a code of {@link DroidLlamaError}: `DROID_INVALID_ARGUMENT`, `DROID_MODEL_*`, `DROID_ENDPOINT_*`,
- * `DROID_VERSION_MISMATCH` and most of `DROID_OUT_OF_MEMORY` before anything is loaded; or with the signal's reason.
+ * `DROID_VERSION_MISMATCH`, `DROID_WORKER_BUSY` and most of `DROID_OUT_OF_MEMORY` before anything is loaded;
+ * `DROID_WORKER_*` when a worker fails meanwhile; or with the signal's reason.
  */
 export async function createDistributedContext(options: DistributedContextOptions): Promise<DistributedContext> {
   const checked = checkOptions(options, addon().buildInfo().maxWorkers);
@@ -259,7 +289,7 @@ async function startEngine(options: CheckedOptions): Promise<NativeEngine> {
       contextSize: options.contextSize,
       mmap: options.mmap,
     });
-    const { rpc, tensorSplit, logLevel, connectTimeoutMs, onProgress, signal: _, ...rest } = options;
+    const { rpc, tensorSplit, logLevel, onProgress, onWorkerLost, signal: _, ...rest } = options;
     const native = {
       ...rest,
       workers: rpc.map((endpoint, i) => ({
@@ -269,16 +299,21 @@ async function startEngine(options: CheckedOptions): Promise<NativeEngine> {
       })),
       outerTensors: model.outerTensors,
     };
-    return new (addon().Engine)(native, (stage, fraction) => {
-      onProgress({ stage: stage as LoadProgress['stage'], fraction });
-    });
+    return new (addon().Engine)(
+      native,
+      (stage, fraction) => onProgress({ stage: stage as LoadProgress['stage'], fraction }),
+      (index, code, message) => {
+        const failure = workerFailure({ code, message, endpoint: rpc[index] as string });
+        onWorkerLost(new DroidLlamaError(failure.code, failure.message), failure.endpoint);
+      },
+    );
   } catch (error) {
     throw toDroidLlamaError(error);
   }
 }
 
 async function describeWorker(endpoint: string, options: CheckedOptions): Promise<DeviceMemory> {
-  const info = await probeEndpoint(endpoint, { timeoutMs: options.connectTimeoutMs, signal: options.signal });
+  const info = await probeEndpoint(endpoint, { timeoutMs: options.timeouts.connectMs, signal: options.signal });
   return { device: endpoint, memoryFree: info.devices[0]?.memoryFree ?? 0 };
 }
 

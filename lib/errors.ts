@@ -16,6 +16,12 @@ export const ERROR_CODES = {
   DROID_ENDPOINT_REFUSED: 'The device answered, but nothing listens on that port.',
   DROID_ENDPOINT_UNREACHABLE: 'There is no route to the host, or its name does not resolve.',
   DROID_VERSION_MISMATCH: 'The endpoint answered in another version of the RPC protocol, or in none.',
+  DROID_WORKER_BUSY: 'The worker has as many masters as it takes, or is about to end.',
+  DROID_WORKER_LOST:
+    'A worker hung up or fell silent while it was needed; close the context, and make a new one once the worker is back.',
+  DROID_WORKER_REFUSED: 'A worker would not do what it was asked to and hung up; the message has its reason.',
+  DROID_WORKER_OUT_OF_MEMORY: 'A worker has less left of the memory it lends than it was asked for.',
+  DROID_WORKER_PROTOCOL: 'A worker answered what no worker answers; the connection to it was given up.',
   DROID_PORT_IN_USE: 'The port to listen on is taken.',
   DROID_CLOSED: 'The context or server was closed before or during the call.',
   DROID_REQUEST_FAILED: 'The engine answered the request with an error; `status` has its HTTP status.',
@@ -25,7 +31,7 @@ export type ErrorCode = keyof typeof ERROR_CODES;
 
 export interface DroidLlamaErrorOptions {
   cause?: unknown;
-  /** HTTP status of the engine's answer, with `DROID_REQUEST_FAILED`. */
+  /** HTTP status of the engine's answer, with `DROID_REQUEST_FAILED` and with `DROID_WORKER_*` from a request. */
   status?: number;
 }
 
@@ -44,4 +50,19 @@ export class DroidLlamaError extends Error {
 
 export function isErrorCode(value: unknown): value is ErrorCode {
   return typeof value === 'string' && Object.hasOwn(ERROR_CODES, value);
+}
+
+/** Whether the error is about a worker that a loaded or loading model needs. */
+export function isWorkerCode(code: ErrorCode): boolean {
+  return code.startsWith('DROID_WORKER_');
+}
+
+/**
+ * Takes the code off the end of a message: `'… (DROID_WORKER_LOST)'`. The native side puts it there for what passes
+ * through llama.cpp, which hands on nothing of an error but its text.
+ */
+export function splitCode(message: string): { message: string; code?: ErrorCode } {
+  const match = /\S \((DROID_\w+)\)$/.exec(message);
+  const code = match?.[1];
+  return match && isErrorCode(code) ? { message: message.slice(0, match.index + 1), code } : { message };
 }

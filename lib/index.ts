@@ -13,7 +13,7 @@ export {
   type Timings,
   type TokenUsage,
 } from './context.js';
-export type { DistributedContextOptions } from './context-options.js';
+export type { DistributedContextOptions, WorkerTimeouts } from './context-options.js';
 export type { RequestBody } from './engine-request.js';
 export { DroidLlamaError, ERROR_CODES, type ErrorCode } from './errors.js';
 export type { HttpServer, HttpServerOptions } from './http/server.js';
@@ -29,5 +29,6 @@ export type {
   RequestOptions,
   RpcDevice,
   UploadedFile,
+  WorkerFailure,
   WorkerTraffic,
 } from './types.js';

@@ -20,7 +20,17 @@ const CAPABILITIES_BYTES = 24;
 const HELLO_ANSWER_BYTES = 4 + CAPABILITIES_BYTES;
 const DEVICE_COUNT_ANSWER_BYTES = 4;
 const DEVICE_MEMORY_ANSWER_BYTES = 16;
-const LARGEST_ANSWER_BYTES = SIZE_BYTES + HELLO_ANSWER_BYTES;
+
+// How two ends of this package find each other (native/rpc/protocol.h): after the queue pair number of RDMA, which
+// stays 0 and so means TCP to upstream's ends, the capabilities hold a name, a version and, in an answer, a status.
+const EXTENSION = { magic: Buffer.from('drdl'), magicAt: 4, version: 1, versionAt: 8, statusAt: 9 } as const;
+const HELLO_STATUS = { ok: 0, busy: 1, shuttingDown: 2 } as const;
+// In place of an answer's size: a reason and a text follow, then the worker hangs up.
+const NOTICE_SIZE = 2n ** 64n - 1n;
+const NOTICE_BYTES = 8;
+const NOTICE_TEXT_LIMIT = 1024;
+const NOTICE_REASON = { outOfMemory: 2, shuttingDown: 3 } as const;
+const LARGEST_MESSAGE_BYTES = SIZE_BYTES + NOTICE_BYTES + NOTICE_TEXT_LIMIT;
 
 export interface EndpointAddress {
   readonly host: string;
@@ -33,6 +43,8 @@ export interface EndpointInfo {
   readonly endpoint: string;
   /** Version of the RPC protocol the worker speaks, e.g. `'7.0.0'`. */
   readonly protocol: string;
+  /** Whether it runs droid-llama, and so has a cache of weights and tells its compute times. */
+  readonly extended: boolean;
   /** The protocol carries no names: they are `RPC0`, `RPC1`, …, described by the endpoint. */
   readonly devices: readonly RpcDevice[];
   /** Median time from a request to its answer, in milliseconds. */
@@ -81,7 +93,7 @@ export function parseEndpoint(endpoint: string): EndpointAddress {
 /**
  * Connects to a worker, shakes hands as a master would, asks for its devices and hangs up.
  * @throws DroidLlamaError `DROID_ENDPOINT_TIMEOUT`, `DROID_ENDPOINT_REFUSED`, `DROID_ENDPOINT_UNREACHABLE`,
- * `DROID_VERSION_MISMATCH` or `DROID_INVALID_ARGUMENT`
+ * `DROID_VERSION_MISMATCH`, `DROID_WORKER_BUSY`, `DROID_WORKER_REFUSED` or `DROID_INVALID_ARGUMENT`
  */
 export async function probeEndpoint(endpoint: string, options: ProbeOptions = {}): Promise<EndpointInfo> {
   const { timeoutMs = 5000, roundTrips = 1, signal } = options;
@@ -105,7 +117,7 @@ export async function probeEndpoint(endpoint: string, options: ProbeOptions = {}
   try {
     await peer.connected();
     const connectMs = performance.now() - started;
-    const protocol = await hello(peer);
+    const { protocol, extended } = await hello(peer);
     const trips: number[] = [];
     let count = 0;
     for (let i = 0; i < roundTrips; i++) {
@@ -116,7 +128,7 @@ export async function probeEndpoint(endpoint: string, options: ProbeOptions = {}
     if (count < 1 || count > MAX_DEVICES) throw peer.mismatch(`it claims ${count} devices`);
     const devices: RpcDevice[] = [];
     for (let i = 0; i < count; i++) devices.push(await device(peer, endpoint, i));
-    return { endpoint, protocol, devices, roundTripMs: median(trips), connectMs };
+    return { endpoint, protocol, extended, devices, roundTripMs: median(trips), connectMs };
   } finally {
     clearTimeout(deadline);
     signal?.removeEventListener('abort', onAbort);
@@ -124,15 +136,28 @@ export async function probeEndpoint(endpoint: string, options: ProbeOptions = {}
   }
 }
 
-async function hello(peer: Peer): Promise<string> {
-  // All-zero capabilities: this side offers no transport but TCP.
-  const answer = await peer.ask(COMMAND.hello, Buffer.alloc(CAPABILITIES_BYTES), HELLO_ANSWER_BYTES);
+async function hello(peer: Peer): Promise<{ protocol: string; extended: boolean }> {
+  const offered = Buffer.alloc(CAPABILITIES_BYTES);
+  EXTENSION.magic.copy(offered, EXTENSION.magicAt);
+  offered.writeUInt8(EXTENSION.version, EXTENSION.versionAt);
+  const answer = await peer.ask(COMMAND.hello, offered, HELLO_ANSWER_BYTES);
   const [major = 0, minor = 0, patch = 0] = answer;
   const version = `${major}.${minor}.${patch}`;
   if (major !== RPC_PROTOCOL.major || minor > RPC_PROTOCOL.minor) {
     throw peer.mismatch(`it speaks version ${version} of the RPC protocol`);
   }
-  return version;
+  const capabilities = answer.subarray(HELLO_ANSWER_BYTES - CAPABILITIES_BYTES);
+  const extended =
+    capabilities.subarray(EXTENSION.magicAt, EXTENSION.versionAt).equals(EXTENSION.magic) &&
+    capabilities.readUInt8(EXTENSION.versionAt) === EXTENSION.version;
+  if (extended) {
+    const status = capabilities.readUInt8(EXTENSION.statusAt);
+    if (status === HELLO_STATUS.busy) throw peer.busy();
+    if (status === HELLO_STATUS.shuttingDown) throw peer.ending();
+    if (status !== HELLO_STATUS.ok) throw peer.refused(`it turned the connection away (status ${status})`);
+    peer.expectNotices();
+  }
+  return { protocol: version, extended };
 }
 
 async function device(peer: Peer, endpoint: string, index: number): Promise<RpcDevice> {
@@ -162,6 +187,7 @@ class Peer {
   #received = Buffer.alloc(0);
   #failure: { readonly error: unknown } | undefined;
   #wake: (() => void) | undefined;
+  #mayNotify = false;
 
   constructor(endpoint: string, { host, port }: EndpointAddress) {
     this.#endpoint = endpoint;
@@ -177,7 +203,7 @@ class Peer {
     });
     this.#socket.on('data', (chunk: Buffer) => {
       this.#received = Buffer.concat([this.#received, chunk]);
-      if (this.#received.length > LARGEST_ANSWER_BYTES) this.fail(this.mismatch('it sent more than was asked for'));
+      if (this.#received.length > LARGEST_MESSAGE_BYTES) this.fail(this.mismatch('it sent more than was asked for'));
       this.#wake?.();
     });
     this.#socket.on('error', (error: NodeJS.ErrnoException) => this.fail(this.#classify(error)));
@@ -197,15 +223,22 @@ class Peer {
     this.#socket.write(request);
 
     await this.#until(() => this.#received.length >= SIZE_BYTES);
+    if (this.#mayNotify && this.#received.readBigUInt64LE() === NOTICE_SIZE) throw await this.#notice();
     // Checked before the body is waited for: another protocol's banner would otherwise end in a timeout.
     if (this.#received.readBigUInt64LE() !== BigInt(answerBytes)) throw this.mismatch('its answer is not RPC');
     const total = SIZE_BYTES + answerBytes;
     await this.#until(() => this.#received.length >= total);
-    if (this.#received.length > total) throw this.mismatch('it sent more than was asked for');
-    const answer = this.#received.subarray(SIZE_BYTES);
-    this.#received = Buffer.alloc(0);
+    // What follows an answer can only be a notice, which the next request then meets.
+    if (this.#received.length > total && !this.#mayNotify) throw this.mismatch('it sent more than was asked for');
+    const answer = this.#received.subarray(SIZE_BYTES, total);
+    this.#received = this.#received.subarray(total);
     this.#phase = 'talking';
     return answer;
+  }
+
+  /** From here on a notice may stand in place of an answer. Before, its size would be that of no worker. */
+  expectNotices(): void {
+    this.#mayNotify = true;
   }
 
   fail(error: unknown): void {
@@ -241,8 +274,37 @@ class Peer {
     );
   }
 
+  busy(): DroidLlamaError {
+    return this.#error(
+      'DROID_WORKER_BUSY',
+      'it has as many masters as it takes. Close one of them, or start the worker with a larger `--max-clients`',
+    );
+  }
+
+  ending(): DroidLlamaError {
+    return this.#error('DROID_WORKER_BUSY', 'it is about to end. Start it again, and then try again');
+  }
+
+  refused(why: string): DroidLlamaError {
+    return this.#error('DROID_WORKER_REFUSED', why);
+  }
+
   hangUp(): void {
     this.#socket.destroy();
+  }
+
+  async #notice(): Promise<DroidLlamaError> {
+    const head = SIZE_BYTES + NOTICE_BYTES;
+    await this.#until(() => this.#received.length >= head);
+    const reason = this.#received.readUInt32LE(SIZE_BYTES);
+    const textBytes = this.#received.readUInt32LE(SIZE_BYTES + 4);
+    if (textBytes > NOTICE_TEXT_LIMIT) return this.mismatch('its answer is not RPC');
+    await this.#until(() => this.#received.length >= head + textBytes);
+    if (reason === NOTICE_REASON.shuttingDown) return this.ending();
+    // The text comes from the network and may end up on a terminal.
+    const text = this.#received.toString('utf8', head, head + textBytes).replace(/\p{Cc}+/gu, ' ');
+    if (reason === NOTICE_REASON.outOfMemory) return this.#error('DROID_WORKER_OUT_OF_MEMORY', `it says: ${text}`);
+    return this.refused(`it hung up and says: ${text}`);
   }
 
   async #until(done: () => boolean): Promise<void> {

@@ -1,11 +1,9 @@
-import { existsSync, mkdirSync, statSync } from 'node:fs';
 import { isIPv6 } from 'node:net';
 import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
 import { addon, type NativeRpcServer, type NativeRpcServerStats, toDroidLlamaError } from './addon.js';
-import { DroidLlamaError } from './errors.js';
 import type { RpcDevice } from './types.js';
-import { knownKeys, optionalInteger, optionalString, plainObject } from './validate.js';
+import { invalid, knownKeys, optionalInteger, optionalString, plainObject } from './validate.js';
 
 export interface RpcServerOptions {
   /** Address to listen on. Default `'127.0.0.1'`. RPC is neither encrypted nor authenticated: open it to nobody else. */
@@ -14,10 +12,24 @@ export interface RpcServerOptions {
   port?: number;
   /** Threads that compute. Default: the number of cores this process may use. */
   threads?: number;
-  /** Directory for tensors of 10 MiB and more, so that a second load need not send them. Made if missing; default: none. */
-  cacheDir?: string;
-  /** Masters that may be connected at once; further ones are turned away. Default 8. */
+  /** Masters that may be connected at once; further ones are told that the worker is busy. Default 8. */
   maxClients?: number;
+  /** Bytes that all masters together may use. Default: 80 % of what the system can give without swapping. */
+  memoryLimit?: number;
+  /** Bytes that one master may use. Default: `memoryLimit`. */
+  clientMemoryLimit?: number;
+  /**
+   * Directory that keeps all weights under the hash of their content, so that no later load need send them again, under
+   * whatever name the model's file has. Made if missing; several workers may share it. Default: none.
+   */
+  cacheDir?: string;
+  /**
+   * Bytes the cache may take on the disk; the weights that were not used for longest go first.
+   * Default: half of what was free at the start plus what it held.
+   */
+  cacheLimit?: number;
+  /** Milliseconds a client has to greet in. Default 10000. */
+  handshakeTimeoutMs?: number;
   /** Called with a line of text for each client that comes or goes, with `verbose` also for each command. */
   onEvent?: (line: string) => void;
   verbose?: boolean;
@@ -29,8 +41,12 @@ const OPTION_NAMES: readonly (keyof RpcServerOptions)[] = [
   'host',
   'port',
   'threads',
-  'cacheDir',
   'maxClients',
+  'memoryLimit',
+  'clientMemoryLimit',
+  'cacheDir',
+  'cacheLimit',
+  'handshakeTimeoutMs',
   'onEvent',
   'verbose',
   'signal',
@@ -45,6 +61,7 @@ export class RpcServer {
   readonly port: number;
   /** What a master passes in `rpc`, e.g. `'127.0.0.1:50123'`. */
   readonly endpoint: string;
+  /** As masters see them at the start: `memoryTotal` is what they may use in all, `memoryFree` what is left of it. */
   readonly devices: readonly RpcDevice[];
   readonly cacheDir?: string;
   readonly #native: NativeRpcServer;
@@ -87,15 +104,27 @@ export async function startRpcServer(options: RpcServerOptions = {}): Promise<Rp
   signal?.throwIfAborted();
   const host = optionalString('host', options.host) ?? '127.0.0.1';
   const cacheDir = optionalString('cacheDir', options.cacheDir);
+  const cacheLimit = optionalBytes('cacheLimit', options.cacheLimit);
+  if (cacheLimit !== undefined && cacheDir === undefined) invalid('cacheLimit is given, but there is no cacheDir.');
+  const memoryLimit = optionalBytes('memoryLimit', options.memoryLimit);
+  const clientMemoryLimit = optionalBytes('clientMemoryLimit', options.clientMemoryLimit);
+  if (memoryLimit !== undefined && clientMemoryLimit !== undefined && clientMemoryLimit > memoryLimit) {
+    invalid(`clientMemoryLimit is ${clientMemoryLimit}, more than all masters may use: memoryLimit is ${memoryLimit}.`);
+  }
   if (onEvent !== undefined && typeof onEvent !== 'function') {
-    throw new DroidLlamaError('DROID_INVALID_ARGUMENT', 'onEvent must be a function.');
+    invalid('onEvent must be a function.');
   }
   const native = {
     host,
     port: optionalInteger('port', options.port, { min: 0, max: 65535 }) ?? 0,
     threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? availableParallelism(),
     maxClients: optionalInteger('maxClients', options.maxClients, { min: 1, max: 1024 }) ?? 8,
-    cacheDir: cacheDir ? prepareCacheDir(cacheDir) : '',
+    memoryLimit: memoryLimit ?? 0,
+    clientMemoryLimit: clientMemoryLimit ?? 0,
+    cacheDir: cacheDir ? resolve(cacheDir) : '',
+    cacheLimit: cacheLimit ?? 0,
+    handshakeTimeoutMs:
+      optionalInteger('handshakeTimeoutMs', options.handshakeTimeoutMs, { min: 1, max: 2 ** 31 - 1 }) ?? 10_000,
     verbose: options.verbose === true,
   };
   try {
@@ -107,19 +136,6 @@ export async function startRpcServer(options: RpcServerOptions = {}): Promise<Rp
   }
 }
 
-function prepareCacheDir(dir: string): string {
-  const path = resolve(dir);
-  try {
-    if (!existsSync(path)) mkdirSync(path, { recursive: true, mode: 0o700 });
-    if (!statSync(path).isDirectory()) throw new Error('it is not a directory');
-    return path;
-  } catch (cause) {
-    throw new DroidLlamaError(
-      'DROID_INVALID_ARGUMENT',
-      `cacheDir ${path} cannot be used: ${(cause as Error).message}`,
-      {
-        cause,
-      },
-    );
-  }
+function optionalBytes(name: string, value: unknown): number | undefined {
+  return optionalInteger(name, value, { min: 1, max: Number.MAX_SAFE_INTEGER });
 }

@@ -1,4 +1,5 @@
 /** Plain records that the stages of the package hand to each other and to users. */
+import type { ErrorCode } from './errors.js';
 
 /** One contiguous part of the model and the device that holds it. */
 export interface Placement {
@@ -21,8 +22,11 @@ export interface RpcDevice {
 }
 
 export interface LoadProgress {
-  /** What is being loaded: the model itself, the draft model, or the multimodal projector. */
-  readonly stage: 'text_model' | 'spec_model' | 'mmproj_model';
+  /**
+   * The weights are hashed first, to find out which of them the workers have already (`'weights'`, only with workers of
+   * this package); then the model itself is loaded, the draft model, and the multimodal projector.
+   */
+  readonly stage: 'weights' | 'text_model' | 'spec_model' | 'mmproj_model';
   /** 0 to 1 within the stage. */
   readonly fraction: number;
 }
@@ -36,8 +40,26 @@ export interface WorkerTraffic {
   readonly messagesReceived: number;
   readonly bytesSent: number;
   readonly bytesReceived: number;
+  /** System calls that sent them: the messages of one step leave together. */
+  readonly writes: number;
+  /** Times the master had to wait for an answer. */
+  readonly waits: number;
   /** Milliseconds spent waiting for the worker's answers. */
   readonly waitMs: number;
+  /** Milliseconds the worker computed for this master, by its own clock; 0 when it is not a droid-llama worker. */
+  readonly computeMs: number;
+  /** Bytes of weights that were sent, and that the worker already had, in memory or in its cache. */
+  readonly weightsSent: number;
+  readonly weightsReused: number;
+}
+
+/** Why a context cannot be used any more. */
+export interface WorkerFailure {
+  /** Of a model that had loaded: `DROID_WORKER_LOST`, `…_PROTOCOL`, `…_REFUSED` or `…_OUT_OF_MEMORY`. */
+  readonly code: ErrorCode;
+  readonly message: string;
+  /** The worker, as it was given in `rpc`. */
+  readonly endpoint: string;
 }
 
 export interface EngineStats {

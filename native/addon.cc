@@ -4,11 +4,12 @@
 #include "engine_binding.h"
 #include "environment.h"
 #include "ggml-backend.h"
-#include "ggml-rpc.h"
 #include "llama.h"
 #include "llama_log.h"
 #include "model_info.h"
-#include "rpc/rpc_binding.h"
+#include "rpc/protocol.h"
+#include "rpc_server_binding.h"
+#include "workers.h"
 
 namespace droid {
 
@@ -46,10 +47,9 @@ Napi::Value build_info(const Napi::CallbackInfo & info) {
     auto js = Napi::Object::New(env);
     js.Set("llamaCpp", llama_version());
     js.Set("systemInfo", llama_print_system_info());
-    js.Set("rpcProtocol", std::to_string(RPC_PROTO_MAJOR_VERSION) + "." + std::to_string(RPC_PROTO_MINOR_VERSION) +
-                              "." + std::to_string(RPC_PROTO_PATCH_VERSION));
-    // One backend of the scheduler is the master's CPU.
-    js.Set("maxWorkers", GGML_RPC_MAX_SERVERS - 1);
+    js.Set("rpcProtocol", std::to_string(rpc::protocol_major) + "." + std::to_string(rpc::protocol_minor) + "." +
+                              std::to_string(rpc::protocol_patch));
+    js.Set("maxWorkers", static_cast<double>(max_workers));
     auto routes = Napi::Array::New(env);
     for (const Route & route : Engine::routes()) {
         auto entry = Napi::Object::New(env);

@@ -1,13 +1,11 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "ggml-backend.h"
 #include "llama_log.h"
 #include "log.h"
 #include "params.h"
-#include "rpc/backend.h"
 #include "server-common.h"
 #include "server-context.h"
 #include "server-http.h"
@@ -27,36 +25,39 @@ using Handler = server_http_context::handler_t;
 struct RouteHandler {
     Route route;
     Handler server_routes::*handler;
+    bool computes = false;  // or tells whether that is possible: answers 503 when a worker is lost
 };
+
+constexpr bool computes = true;
 
 // llama-server's routes in single-model mode, without its page, resumable streams, tools, MCP and router.
 const RouteHandler route_handlers[] = {
-    {{"GET", "/health"}, &server_routes::get_health},
-    {{"GET", "/v1/health"}, &server_routes::get_health},
+    {{"GET", "/health"}, &server_routes::get_health, computes},
+    {{"GET", "/v1/health"}, &server_routes::get_health, computes},
     {{"GET", "/metrics"}, &server_routes::get_metrics},
     {{"GET", "/props"}, &server_routes::get_props},
     {{"POST", "/props"}, &server_routes::post_props},
     {{"GET", "/models"}, &server_routes::get_models},
     {{"GET", "/v1/models"}, &server_routes::get_models},
-    {{"POST", "/completion"}, &server_routes::post_completions},
-    {{"POST", "/completions"}, &server_routes::post_completions},
-    {{"POST", "/v1/completions"}, &server_routes::post_completions_oai},
-    {{"POST", "/chat/completions"}, &server_routes::post_chat_completions},
-    {{"POST", "/v1/chat/completions"}, &server_routes::post_chat_completions},
+    {{"POST", "/completion"}, &server_routes::post_completions, computes},
+    {{"POST", "/completions"}, &server_routes::post_completions, computes},
+    {{"POST", "/v1/completions"}, &server_routes::post_completions_oai, computes},
+    {{"POST", "/chat/completions"}, &server_routes::post_chat_completions, computes},
+    {{"POST", "/v1/chat/completions"}, &server_routes::post_chat_completions, computes},
     {{"POST", "/v1/chat/completions/control"}, &server_routes::post_control},
-    {{"POST", "/v1/responses"}, &server_routes::post_responses_oai},
-    {{"POST", "/responses"}, &server_routes::post_responses_oai},
-    {{"POST", "/v1/audio/transcriptions"}, &server_routes::post_transcriptions_oai},
-    {{"POST", "/audio/transcriptions"}, &server_routes::post_transcriptions_oai},
-    {{"POST", "/v1/messages"}, &server_routes::post_anthropic_messages},
-    {{"POST", "/infill"}, &server_routes::post_infill},
-    {{"POST", "/embedding"}, &server_routes::post_embeddings},
-    {{"POST", "/embeddings"}, &server_routes::post_embeddings},
-    {{"POST", "/v1/embeddings"}, &server_routes::post_embeddings_oai},
-    {{"POST", "/rerank"}, &server_routes::post_rerank},
-    {{"POST", "/reranking"}, &server_routes::post_rerank},
-    {{"POST", "/v1/rerank"}, &server_routes::post_rerank},
-    {{"POST", "/v1/reranking"}, &server_routes::post_rerank},
+    {{"POST", "/v1/responses"}, &server_routes::post_responses_oai, computes},
+    {{"POST", "/responses"}, &server_routes::post_responses_oai, computes},
+    {{"POST", "/v1/audio/transcriptions"}, &server_routes::post_transcriptions_oai, computes},
+    {{"POST", "/audio/transcriptions"}, &server_routes::post_transcriptions_oai, computes},
+    {{"POST", "/v1/messages"}, &server_routes::post_anthropic_messages, computes},
+    {{"POST", "/infill"}, &server_routes::post_infill, computes},
+    {{"POST", "/embedding"}, &server_routes::post_embeddings, computes},
+    {{"POST", "/embeddings"}, &server_routes::post_embeddings, computes},
+    {{"POST", "/v1/embeddings"}, &server_routes::post_embeddings_oai, computes},
+    {{"POST", "/rerank"}, &server_routes::post_rerank, computes},
+    {{"POST", "/reranking"}, &server_routes::post_rerank, computes},
+    {{"POST", "/v1/rerank"}, &server_routes::post_rerank, computes},
+    {{"POST", "/v1/reranking"}, &server_routes::post_rerank, computes},
     {{"POST", "/tokenize"}, &server_routes::post_tokenize},
     {{"POST", "/detokenize"}, &server_routes::post_detokenize},
     {{"POST", "/apply-template"}, &server_routes::post_apply_template},
@@ -141,7 +142,7 @@ struct LoadCancelled : std::runtime_error {
 
 struct Engine::Loaded {
     // In the order of their lifetimes: the model on a worker's device goes before the worker.
-    std::vector<std::shared_ptr<rpc::Worker>> workers;  // one for each of options.workers; null without a part
+    std::optional<Workers> workers;
     common_params params;
     server_context context;
     std::unique_ptr<server_routes> routes;
@@ -157,8 +158,11 @@ const std::vector<Route> & Engine::routes() {
     return list;
 }
 
-Engine::Engine(EngineOptions options, Callbacks callbacks)
-    : options_(std::move(options)), callbacks_(std::move(callbacks)), pool_(max_request_threads) {
+Engine::Engine(EngineOptions options, Callbacks callbacks, OnWorkerLost on_worker_lost)
+    : options_(std::move(options)),
+      callbacks_(std::move(callbacks)),
+      on_worker_lost_(std::move(on_worker_lost)),
+      pool_(max_request_threads) {
     thread_ = std::thread([this] { run(); });
 }
 
@@ -183,14 +187,16 @@ void Engine::run() {
         }
         callbacks_.on_loaded(nullptr);
         callbacks_ = {};  // what they captured must not live as long as the engine, which it may own
-        loaded_->context.start_loop();
+        run_loop();
     }
     std::unique_ptr<Loaded> loaded;
     const EngineCounters last = counters();
+    const auto last_failure = failure();
     {
         std::lock_guard<std::mutex> lock(mutex_);
         last_counters_ = last;
         last_counters_.active_requests = 0;
+        last_failure_ = last_failure;
         ready_ = false;
         loaded = std::move(loaded_);
     }
@@ -204,24 +210,41 @@ void Engine::run() {
     changed_.notify_all();
 }
 
+void Engine::run_loop() {
+    try {
+        loaded_->context.start_loop();
+        return;
+    } catch (const std::exception & error) {
+        LOG_ERR("the engine's loop failed: %s\n", error.what());
+    }
+    // Nobody answers any more; the handlers of what was asked use loaded_, so they end before it goes.
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        ready_ = false;
+    }
+    cancel_requests();
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return requests_.empty(); });
+}
+
+void Engine::cancel_requests() {
+    std::vector<std::shared_ptr<Request>> requests;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        requests.assign(requests_.begin(), requests_.end());
+    }
+    for (const auto & request : requests) request->cancel();  // takes the lock to wake its reader
+}
+
 void Engine::load() {
     auto loaded = std::make_unique<Loaded>();
-    std::vector<ggml_backend_dev_t> devices;
-    std::vector<size_t> index_of_device;
-    for (size_t i = 0; i < options_.workers.size(); i++) {
-        const WorkerOptions & worker = options_.workers[i];
-        const bool has_head = options_.head_on_worker && i + 1 == options_.workers.size();
-        loaded->workers.push_back(nullptr);
-        if (worker.layers == 0 && !has_head) continue;
-        loaded->workers.back() = std::make_shared<rpc::Worker>(worker.endpoint, worker.host, worker.port);
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            workers_.push_back(loaded->workers.back());
-        }
-        devices.push_back(loaded->workers.back()->device());
-        index_of_device.push_back(i);
-        if (stopping_) return;
-    }
+    Workers & workers = loaded->workers.emplace(options_, interrupt_, on_worker_lost_);
+    const std::vector<ggml_backend_dev_t> & devices = workers.devices();
+    workers.offer_weights([this](double fraction) {
+        callbacks_.on_progress("weights", fraction);
+        return !stopping_;
+    });
+    if (stopping_) return;
     loaded->params = make_params(options_, devices);
     loaded->context.set_state_callback([this](server_state, json state) {
         if (stopping_) throw LoadCancelled();
@@ -241,7 +264,9 @@ void Engine::load() {
         return;
     }
     if (stopping_) return;
+    if (const auto failure = workers.failure()) throw failure->error;
     if (!ok) {
+        if (const auto failure = workers.allocation_failure()) throw *failure;
         const std::string why = errors.text();
         const bool memory = why.find("allocate") != std::string::npos;
         throw CodedError(memory ? "DROID_OUT_OF_MEMORY" : "DROID_LOAD_FAILED",
@@ -252,7 +277,7 @@ void Engine::load() {
     const auto by_device = read_placement(llama_get_model(loaded->context.get_llama_context()), devices);
     placement_.resize(options_.workers.size() + 1);
     placement_[0] = by_device[0];
-    for (size_t i = 0; i < devices.size(); i++) placement_[index_of_device[i] + 1] = by_device[i + 1];
+    for (size_t i = 0; i < devices.size(); i++) placement_[workers.index_of_device(i) + 1] = by_device[i + 1];
 
     std::lock_guard<std::mutex> lock(mutex_);
     loaded_ = std::move(loaded);
@@ -301,7 +326,10 @@ void Engine::answer(Request & request) {
                            ERROR_TYPE_INVALID_REQUEST);
     }
     for (const auto & entry : route_handlers) {
-        if (!response && request.data.method == entry.route.method && request.data.route == entry.route.path) {
+        if (response || request.data.method != entry.route.method || request.data.route != entry.route.path) continue;
+        if (const auto lost = entry.computes ? loaded_->workers->failure() : std::nullopt) {
+            response = error_response(lost->error.what(), ERROR_TYPE_UNAVAILABLE);
+        } else {
             response = call((*loaded_->routes).*entry.handler, req);
         }
     }
@@ -336,30 +364,34 @@ EngineCounters Engine::counters() const {
     for (size_t i = 0; i < options_.workers.size(); i++) {
         WorkerTraffic traffic;
         traffic.endpoint = options_.workers[i].endpoint;
-        if (const auto & worker = loaded_->workers[i]) {
-            const rpc::LinkCounters & link = worker->counters();
-            traffic.graphs = link.graphs;
-            traffic.messages_sent = link.messages_sent;
-            traffic.messages_received = link.messages_received;
-            traffic.bytes_sent = link.bytes_sent;
-            traffic.bytes_received = link.bytes_received;
-            traffic.wait_us = link.wait_us;
+        if (const rpc::WorkerCounters * worker = loaded_->workers->counters(i)) {
+            traffic.graphs = worker->graphs;
+            traffic.messages_sent = worker->messages_sent;
+            traffic.messages_received = worker->messages_received;
+            traffic.writes = worker->writes;
+            traffic.bytes_sent = worker->bytes_sent;
+            traffic.bytes_received = worker->bytes_received;
+            traffic.waits = worker->waits;
+            traffic.wait_us = worker->wait_us;
+            traffic.compute_us = worker->compute_us;
+            traffic.weights_sent = worker->weights_sent;
+            traffic.weights_reused = worker->weights_reused;
         }
         counters.workers.push_back(traffic);
     }
     return counters;
 }
 
+std::optional<Workers::Failure> Engine::failure() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return loaded_ ? loaded_->workers->failure() : last_failure_;
+}
+
 void Engine::stop() {
     std::lock_guard<std::mutex> once(stop_mutex_);
     if (!thread_.joinable()) return;
     stopping_ = true;
-    std::vector<std::shared_ptr<Request>> requests;
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        requests.assign(requests_.begin(), requests_.end());
-    }
-    for (const auto & request : requests) request->cancel();
+    cancel_requests();
     pool_.stop();
     {
         const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(1);
@@ -367,16 +399,12 @@ void Engine::stop() {
         // terminate() before the loop has begun is lost, hence more than once.
         while (!ended_) {
             if (loaded_) loaded_->context.terminate();
-            if (std::chrono::steady_clock::now() > patience) {
-                for (const auto & weak : workers_) {
-                    if (const auto worker = weak.lock()) worker->interrupt();
-                }
-                workers_.clear();
-            }
+            if (std::chrono::steady_clock::now() > patience) interrupt_->trip();
             changed_.wait_for(lock, std::chrono::milliseconds(10));
         }
     }
     thread_.join();
+    interrupt_.reset();  // a closed engine may wait long for the garbage collector, and this holds descriptors
 }
 
 }  // namespace droid

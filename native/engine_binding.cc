@@ -12,10 +12,12 @@ namespace {
 
 class OpenEngine : public Stoppable {
   public:
-    OpenEngine(EngineOptions options, Engine::Callbacks callbacks) : engine(std::move(options), std::move(callbacks)) {}
+    OpenEngine(EngineOptions options, Engine::Callbacks callbacks, Engine::OnWorkerLost on_worker_lost)
+        : engine(std::move(options), std::move(callbacks), std::move(on_worker_lost)) {}
     void stop() override { engine.stop(); }
 
     Engine engine;
+    std::shared_ptr<Napi::FunctionReference> on_worker_lost;  // JS thread only
 };
 
 EngineOptions read_options(const Napi::Object & from) {
@@ -28,6 +30,13 @@ EngineOptions read_options(const Napi::Object & from) {
                                    static_cast<uint16_t>(get_number(worker, "port")),
                                    static_cast<uint32_t>(get_number(worker, "layers"))});
     }
+    const auto timeouts = from.Get("timeouts").As<Napi::Object>();
+    options.timeouts.connect_ms = static_cast<int>(get_number(timeouts, "connectMs"));
+    options.timeouts.handshake_ms = static_cast<int>(get_number(timeouts, "handshakeMs"));
+    options.timeouts.answer_ms = static_cast<int>(get_number(timeouts, "answerMs"));
+    options.timeouts.keepalive_idle_ms = static_cast<int>(get_number(timeouts, "keepAliveIdleMs"));
+    options.timeouts.keepalive_interval_ms = static_cast<int>(get_number(timeouts, "keepAliveIntervalMs"));
+    options.timeouts.user_timeout_ms = static_cast<int>(get_number(timeouts, "userTimeoutMs"));
     options.head_on_worker = get_bool(from, "headOnWorker");
     options.outer_tensors = get_strings(from, "outerTensors");
     options.context_size = static_cast<uint32_t>(get_number(from, "contextSize"));
@@ -184,11 +193,12 @@ class EngineHandle : public Napi::ObjectWrap<EngineHandle> {
         return DefineClass(
             env, "Engine",
             {InstanceMethod<&EngineHandle::loaded>("loaded"), InstanceMethod<&EngineHandle::request>("request"),
-             InstanceMethod<&EngineHandle::stats>("stats"), InstanceMethod<&EngineHandle::close>("close")},
+             InstanceMethod<&EngineHandle::stats>("stats"), InstanceMethod<&EngineHandle::failure>("failure"),
+             InstanceMethod<&EngineHandle::close>("close")},
             new Napi::FunctionReference(Napi::Persistent(RequestHandle::define(env))));
     }
 
-    // new Engine(options, onProgress(stage, fraction)) starts loading at once.
+    // new Engine(options, onProgress(stage, fraction), onWorkerLost(index, code, message)?) starts loading at once.
     explicit EngineHandle(const Napi::CallbackInfo & info) : ObjectWrap(info) {
         const Napi::Env env = info.Env();
         request_class_ = static_cast<Napi::FunctionReference *>(info.Data());
@@ -229,7 +239,23 @@ class EngineHandle : public Napi::ObjectWrap<EngineHandle> {
                 deferred->Resolve(js);
             });
         };
-        *state_ = std::make_shared<OpenEngine>(read_options(info[0].As<Napi::Object>()), std::move(callbacks));
+        Engine::OnWorkerLost on_worker_lost = [](size_t, const CodedError &) {};
+        std::shared_ptr<Napi::FunctionReference> lost;
+        if (info[2].IsFunction()) {
+            lost = std::make_shared<Napi::FunctionReference>(Napi::Persistent(info[2].As<Napi::Function>()));
+            lost->SuppressDestruct();  // its last owner may be a worker's thread; close() resets it on this one
+            on_worker_lost = [channel, lost](size_t index, const CodedError & error) {
+                channel->post([lost, index, error](Napi::Env env) {
+                    Napi::HandleScope scope(env);
+                    if (lost->IsEmpty()) return;
+                    lost->Call({Napi::Number::New(env, static_cast<double>(index)),
+                                Napi::String::New(env, error.code()), Napi::String::New(env, error.what())});
+                });
+            };
+        }
+        *state_ = std::make_shared<OpenEngine>(read_options(info[0].As<Napi::Object>()), std::move(callbacks),
+                                               std::move(on_worker_lost));
+        (*state_)->on_worker_lost = lost;
         environment.add(*state_);
     }
 
@@ -258,12 +284,29 @@ class EngineHandle : public Napi::ObjectWrap<EngineHandle> {
             worker.Set("graphs", static_cast<double>(traffic.graphs));
             worker.Set("messagesSent", static_cast<double>(traffic.messages_sent));
             worker.Set("messagesReceived", static_cast<double>(traffic.messages_received));
+            worker.Set("writes", static_cast<double>(traffic.writes));
             worker.Set("bytesSent", static_cast<double>(traffic.bytes_sent));
             worker.Set("bytesReceived", static_cast<double>(traffic.bytes_received));
+            worker.Set("waits", static_cast<double>(traffic.waits));
             worker.Set("waitMs", static_cast<double>(traffic.wait_us) / 1000);
+            worker.Set("computeMs", static_cast<double>(traffic.compute_us) / 1000);
+            worker.Set("weightsSent", static_cast<double>(traffic.weights_sent));
+            worker.Set("weightsReused", static_cast<double>(traffic.weights_reused));
             workers.Set(static_cast<uint32_t>(i), worker);
         }
         js.Set("workers", workers);
+        return js;
+    }
+
+    // { endpoint, code, message } of the worker that failed first, or null.
+    Napi::Value failure(const Napi::CallbackInfo & info) {
+        const Napi::Env env = info.Env();
+        const auto failure = (*state_)->engine.failure();
+        if (!failure) return env.Null();
+        auto js = Napi::Object::New(env);
+        js.Set("endpoint", (*state_)->engine.endpoint(failure->index));
+        js.Set("code", failure->error.code());
+        js.Set("message", failure->error.what());
         return js;
     }
 
@@ -279,6 +322,7 @@ class EngineHandle : public Napi::ObjectWrap<EngineHandle> {
             },
             [environment, open](Napi::Env env, bool &) -> Napi::Value {
                 environment->remove(open);
+                if (open->on_worker_lost) open->on_worker_lost->Reset();
                 return env.Undefined();
             });
     }

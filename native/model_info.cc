@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "errors.h"
 #include "ggml.h"
@@ -27,8 +28,9 @@ struct GgufFile {
         gguf_free(gguf);
         ggml_free(tensors);
     }
-    GgufFile(const GgufFile &) = delete;
-    GgufFile & operator=(const GgufFile &) = delete;
+    GgufFile(GgufFile && other) noexcept
+        : gguf(std::exchange(other.gguf, nullptr)), tensors(std::exchange(other.tensors, nullptr)) {}
+    GgufFile & operator=(GgufFile &&) = delete;
 };
 
 void check_magic(const std::string & path) {
@@ -44,6 +46,16 @@ void check_magic(const std::string & path) {
                              " is not a GGUF file: it does not begin with \"GGUF\". Models in other formats must be "
                              "converted first; a download page saved by mistake also looks like this.");
     }
+}
+
+GgufFile open_model(const std::string & path) {
+    check_magic(path);
+    GgufFile file(path);
+    if (!file.gguf) {
+        throw CodedError("DROID_MODEL_INVALID",
+                         path + " begins like a GGUF file, but its header is damaged or cut off. Download it again.");
+    }
+    return file;
 }
 
 std::string get_string(const gguf_context * gguf, const char * key) {
@@ -102,6 +114,21 @@ std::vector<std::string> split_files(const std::string & path, const gguf_contex
     return files;
 }
 
+// Calls use(path, file) for main and, when the model is split, the files beside it.
+template <typename Use>
+void for_each_file(const std::string & path, const GgufFile & main, const Use & use) {
+    for (const std::string & file : split_files(path, main.gguf)) {
+        if (file == path) {
+            use(path, main);
+            continue;
+        }
+        check_magic(file);
+        const GgufFile other(file);
+        if (!other.gguf) throw CodedError("DROID_MODEL_INVALID", file + " is damaged or cut off. Download it again.");
+        use(file, other);
+    }
+}
+
 }  // namespace
 
 int layer_of(const std::string & tensor) {
@@ -114,13 +141,21 @@ int layer_of(const std::string & tensor) {
     return -1;
 }
 
+std::vector<rpc::TensorInFile> read_tensors(const std::string & path) {
+    const GgufFile main = open_model(path);
+    std::vector<rpc::TensorInFile> tensors;
+    for_each_file(path, main, [&](const std::string & name, const GgufFile & file) {
+        const size_t data = gguf_get_data_offset(file.gguf);
+        for (int64_t i = 0; i < gguf_get_n_tensors(file.gguf); i++) {
+            tensors.push_back({gguf_get_tensor_name(file.gguf, i), name, data + gguf_get_tensor_offset(file.gguf, i),
+                               gguf_get_tensor_size(file.gguf, i)});
+        }
+    });
+    return tensors;
+}
+
 ModelInfo read_model_info(const std::string & path) {
-    check_magic(path);
-    GgufFile main(path);
-    if (!main.gguf) {
-        throw CodedError("DROID_MODEL_INVALID",
-                         path + " begins like a GGUF file, but its header is damaged or cut off. Download it again.");
-    }
+    const GgufFile main = open_model(path);
     ModelInfo info;
     info.architecture = get_string(main.gguf, "general.architecture");
     info.name = get_string(main.gguf, "general.name");
@@ -147,18 +182,8 @@ ModelInfo read_model_info(const std::string & path) {
 
     bool has_output = false;
     uint64_t tied_embedding_bytes = 0;
-    for (const std::string & file : split_files(path, main.gguf)) {
-        std::unique_ptr<GgufFile> other;
-        const GgufFile * gguf = &main;
-        if (file != path) {
-            check_magic(file);
-            other = std::make_unique<GgufFile>(file);
-            gguf = other.get();
-            if (!gguf->gguf) {
-                throw CodedError("DROID_MODEL_INVALID", file + " is damaged or cut off. Download it again.");
-            }
-        }
-        for (ggml_tensor * t = ggml_get_first_tensor(gguf->tensors); t; t = ggml_get_next_tensor(gguf->tensors, t)) {
+    for_each_file(path, main, [&](const std::string &, const GgufFile & file) {
+        for (ggml_tensor * t = ggml_get_first_tensor(file.tensors); t; t = ggml_get_next_tensor(file.tensors, t)) {
             const std::string name = ggml_get_name(t);
             const int layer = layer_of(name);
             if (layer >= 0 && static_cast<uint64_t>(layer) < layers) {
@@ -176,7 +201,7 @@ ModelInfo read_model_info(const std::string & path) {
                 tied_embedding_bytes = ggml_nbytes(t);
             }
         }
-    }
+    });
     if (!has_output) {
         info.head_bytes += tied_embedding_bytes;
     }

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "rpc/client/manifest.h"
+
 namespace droid {
 
 // What a GGUF says about a model, read without loading it.
@@ -24,5 +26,8 @@ int layer_of(const std::string & tensor);
 // Reads path and, for a split model, the files beside it.
 // Throws CodedError: DROID_MODEL_NOT_FOUND, DROID_MODEL_INVALID or DROID_MODEL_UNSUPPORTED.
 ModelInfo read_model_info(const std::string & path);
+
+// Where each tensor of such a model lies. Throws like read_model_info().
+std::vector<rpc::TensorInFile> read_tensors(const std::string & path);
 
 }  // namespace droid

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "rpc/client/worker.h"
+
 namespace droid {
 
 struct WorkerOptions {
@@ -21,7 +23,8 @@ struct LoraOptions {
 // What JS asks of an engine; validated there. A count of 0 means llama.cpp's default.
 struct EngineOptions {
     std::string model;
-    std::vector<WorkerOptions> workers;      // the master keeps the first layers, these take the rest in order
+    std::vector<WorkerOptions> workers;  // the master keeps the first layers, these take the rest in order
+    rpc::WorkerTimeouts timeouts;
     bool head_on_worker = false;             // of the last worker
     std::vector<std::string> outer_tensors;  // ModelInfo::outer_tensors
     uint32_t context_size = 0;

@@ -6,7 +6,7 @@ import { placementTable, wrapText } from './format.js';
 import { LoadingBar } from './progress.js';
 import { shutdownSignal } from './shutdown.js';
 import { note, print, printJson, stdoutColumns } from './terminal.js';
-import { WorkerProcess } from './worker-process.js';
+import { WorkerProcess, workerCommand } from './worker-process.js';
 
 interface DemoOptions {
   json?: boolean;
@@ -40,7 +40,7 @@ export function addDemoCommand(program: Command): void {
 async function runDemo(options: DemoOptions): Promise<void> {
   const stop = shutdownSignal();
   note('starting a worker in a second process');
-  const worker = await WorkerProcess.start(THREADS, stop);
+  const worker = await WorkerProcess.start(workerCommand(['--port=0', `--threads=${THREADS}`, '--json']), stop);
   try {
     const { createDistributedContext } = await import('../context.js');
     const bar = new LoadingBar(process.stderr);
@@ -48,7 +48,7 @@ async function runDemo(options: DemoOptions): Promise<void> {
     try {
       context = await createDistributedContext({
         model: MODEL,
-        rpc: [worker.endpoint],
+        rpc: [worker.ready.endpoint],
         tensorSplit: [0.5, 0.5],
         contextSize: 512,
         threads: THREADS,
@@ -95,7 +95,7 @@ async function converse(
       placement: context.placement,
       tokensGenerated,
       tokensPerSecond,
-      worker: { endpoint: worker.endpoint, pid: worker.pid, graphsComputed },
+      worker: { endpoint: worker.ready.endpoint, pid: worker.pid, graphsComputed },
     });
   } else {
     print(placementTable(context.placement));

@@ -58,10 +58,14 @@ export function placementTable(placement: readonly Placement[]): string {
   return table([['device', 'layers', 'head', 'MiB', 'share'], ...rows], [3, 4]);
 }
 
+export function mebibytes(bytes: number): string {
+  return `${Math.floor(bytes / MIB)} MiB`;
+}
+
 /** One indented line a device, with its memory in whole MiB. */
 export function deviceLines(devices: readonly RpcDevice[]): string[] {
   return devices.map(
     ({ name, description, memoryTotal, memoryFree }) =>
-      `  ${name}: ${description} (${Math.floor(memoryTotal / MIB)} MiB, ${Math.floor(memoryFree / MIB)} MiB free)`,
+      `  ${name}: ${description} (${mebibytes(memoryTotal)}, ${mebibytes(memoryFree)} free)`,
   );
 }

@@ -18,7 +18,8 @@ async function main(args: readonly string[]): Promise<number> {
   try {
     await program.parseAsync(prepareArgs(program, args), { from: 'user' });
   } catch (error) {
-    const json = args.includes('--json');
+    // A child reports to its parent, which reads JSON.
+    const json = args.includes('--json') || args.includes('--child');
     status = report(error, json);
     if (status === EXIT.usage && !json && args.length > 0) note(helpHint(program, args));
   }

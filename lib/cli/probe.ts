@@ -44,6 +44,7 @@ async function runProbe(endpoint: string, options: ProbeCommandOptions): Promise
   }
   print(`${styled(process.stdout, 'bold', info.endpoint)} is open`);
   print(`  protocol   : ${info.protocol}`);
+  print(`  server     : ${info.extended ? 'droid-llama' : 'not droid-llama: no shared cache, no compute times'}`);
   print(`  round trip : ${info.roundTripMs.toFixed(2)} ms (median of ${ROUND_TRIPS})`);
   print(`  connecting : ${info.connectMs.toFixed(2)} ms`);
   print('Devices:');

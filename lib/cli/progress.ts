@@ -2,9 +2,10 @@ import type { LoadProgress } from '../types.js';
 import { type Output, styled } from './terminal.js';
 
 const STAGES: Readonly<Record<LoadProgress['stage'], string>> = {
-  text_model: 'model',
-  spec_model: 'draft model',
-  mmproj_model: 'projector',
+  weights: 'hashing weights',
+  text_model: 'loading model',
+  spec_model: 'loading draft model',
+  mmproj_model: 'loading projector',
 };
 const BAR_WIDTH = 30;
 /** Percent between two lines where the output is no terminal. */
@@ -44,7 +45,7 @@ export class LoadingBar {
     const step = this.#inPlace ? percent : percent - (percent % STEP);
     if (step <= this.#shown) return;
     this.#shown = step;
-    const label = `loading ${STAGES[stage] ?? stage}`;
+    const label = STAGES[stage] ?? stage;
     if (this.#inPlace) {
       // A line that wraps cannot be redrawn, and a phone held upright has some 45 columns.
       const width = Math.min(BAR_WIDTH, (this.#stream.columns ?? 80) - label.length - '[] 100% '.length - 1);

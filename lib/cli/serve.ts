@@ -8,7 +8,18 @@ import { LoadingBar } from './progress.js';
 import { aborted, Interrupted, shutdownSignal } from './shutdown.js';
 import { note, print, printJson, stdoutColumns, styled, warn } from './terminal.js';
 import type { ScaledLora } from './values.js';
-import { endpoints, integer, integerOrAuto, list, nonEmpty, orAuto, port, scaledLoras, shares } from './values.js';
+import {
+  endpoints,
+  integer,
+  integerOrAuto,
+  list,
+  nonEmpty,
+  orAuto,
+  port,
+  scaledLoras,
+  seconds,
+  shares,
+} from './values.js';
 
 interface ServeOptions {
   model: string;
@@ -32,6 +43,8 @@ interface ServeOptions {
   loraScaled?: ScaledLora[];
   modelDraft?: string;
   chatTemplate?: string;
+  connectTimeout?: number;
+  answerTimeout?: number;
   llamaEnv?: boolean;
   verbose?: boolean;
   json?: boolean;
@@ -60,8 +73,11 @@ Examples:
   $ droid-llama serve -m model.gguf --rpc 10.0.0.2:50052,10.0.0.3:50052 --host 0.0.0.0 --api-key secret
   $ droid-llama serve -m embed.gguf --embeddings --pooling mean
 
-For scripts: with --json one line on stdout says when the model is loaded,
+When a worker is lost, requests fail and /health answers 503: start this command again once the worker is back.
+
+For scripts: with --json one line on stdout says when the model is loaded, and another when a worker is lost,
   {"url":"http://127.0.0.1:8080","placement":[...]}
+  {"workerLost":{"endpoint":"10.0.0.2:50052","code":"DROID_WORKER_LOST","message":"..."}}
 `;
 
 export function addServeCommand(program: Command): void {
@@ -102,6 +118,12 @@ export function addServeCommand(program: Command): void {
         .argParser(list),
     )
     .option('--api-key-file <file>', 'file with one such key a line', nonEmpty)
+    .option('--connect-timeout <seconds>', 'how long a worker may take to be reached (default: 10)', seconds)
+    .option(
+      '--answer-timeout <seconds>',
+      'how long it may take to answer, besides the computing it was asked for (default: 15)',
+      seconds,
+    )
     .option('--llama-env', 'let LLAMA_ARG_* variables set what no flag sets, as llama-server does')
     .option('-v, --verbose', "print llama.cpp's own log")
     .option('--json', 'print one line of JSON when ready')
@@ -146,6 +168,10 @@ async function serve(llamaArgs: readonly string[], options: ServeOptions, stop: 
     context = await createDistributedContext({
       ...contextOptions(options, llamaArgs),
       onProgress: (progress) => bar.update(progress),
+      onWorkerLost: (error, endpoint) => {
+        // While the model loads the failure ends the command, which tells it.
+        if (context) announceLoss(error, endpoint, options.json === true);
+      },
       signal: stop,
     });
     bar.clear();
@@ -171,6 +197,12 @@ function announce(url: string, { placement }: DistributedContext, json: boolean)
   }
 }
 
+function announceLoss({ code, message }: DroidLlamaError, endpoint: string, json: boolean): void {
+  if (json) printJson({ workerLost: { endpoint, code, message } });
+  note(`${styled(process.stderr, 'red', `the worker ${endpoint} is lost:`)} ${message} (${code})`);
+  note('requests fail now, and /health answers 503; start this command again once the worker is back');
+}
+
 function contextOptions(options: ServeOptions, llamaArgs: readonly string[]): DistributedContextOptions {
   return {
     model: options.model,
@@ -190,6 +222,11 @@ function contextOptions(options: ServeOptions, llamaArgs: readonly string[]): Di
     loras: options.lora || options.loraScaled ? [...(options.lora ?? []), ...(options.loraScaled ?? [])] : undefined,
     draft: options.modelDraft,
     chatTemplate: options.chatTemplate,
+    timeouts: {
+      connectMs: options.connectTimeout,
+      handshakeMs: options.connectTimeout,
+      answerMs: options.answerTimeout,
+    },
     llamaArgs,
     llamaEnv: options.llamaEnv,
     logLevel: options.verbose ? 'debug' : undefined,

@@ -24,6 +24,25 @@ export function orAuto(value: number | undefined): number | undefined {
   return value === -1 ? undefined : value;
 }
 
+/** `0.5` seconds as 500 milliseconds; below 2^31 of them, as timers need it. */
+export function seconds(text: string): number {
+  const value = /^\d+(\.\d+)?$/.test(text) ? Math.round(Number(text) * 1000) : 0;
+  if (value < 1 || value >= 2 ** 31) throw new InvalidArgumentError('It must be a number of seconds, e.g. 0.5 or 30.');
+  return value;
+}
+
+const UNITS: Readonly<Record<string, number>> = { B: 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
+
+/** Bytes of `512` or `512M` (MiB), `1.5G`, `800K`, `4096B`. */
+export function byteSize(text: string): number {
+  const [, digits, unit] = /^(\d+(?:\.\d+)?)([BKMGT]?)(?:(?<=[KMGT])i?B)?$/i.exec(text) ?? [];
+  const bytes = Math.floor(Number(digits) * (UNITS[(unit || 'M').toUpperCase()] ?? Number.NaN));
+  if (!(bytes >= 1 && bytes <= Number.MAX_SAFE_INTEGER)) {
+    throw new InvalidArgumentError('It must be a number of MiB or a size such as 512M or 1.5G.');
+  }
+  return bytes;
+}
+
 /** A port to listen on; 0 lets the system choose. */
 export const port = integer(0, 65535);
 

@@ -1,35 +1,49 @@
-import { networkInterfaces } from 'node:os';
-import { createInterface } from 'node:readline';
 import type { Command } from 'commander';
-import { DEFAULT_RPC_PORT, RPC_PROTOCOL } from '../probe.js';
+import { DroidLlamaError } from '../errors.js';
+import { DEFAULT_RPC_PORT } from '../probe.js';
 import type { RpcServer } from '../rpc-server.js';
-import { deviceLines, wrapText } from './format.js';
-import { aborted, Interrupted, requestShutdown, shutdownSignal } from './shutdown.js';
-import { note, print, printJson, stdoutColumns, styled, warn } from './terminal.js';
-import { defaultCacheDir, integerOrAuto, isSwitchedOn, nonEmpty, orAuto, port } from './values.js';
+import { wrapText } from './format.js';
+import { present, type WorkerReady } from './lender.js';
+import { Interrupted, requestShutdown, shutdownSignal } from './shutdown.js';
+import { note, stdoutColumns, warn } from './terminal.js';
+import { byteSize, defaultCacheDir, integer, integerOrAuto, isSwitchedOn, nonEmpty, orAuto, port } from './values.js';
 
-interface WorkerOptions {
+export interface WorkerOptions {
   host: string;
   port: number;
   threads?: number;
+  memory?: number;
+  clientMemory?: number;
+  maxClients: number;
   /** `true` for `--cache` without a directory. */
   cache?: string | true;
+  cacheLimit?: number;
   verbose?: boolean;
   json?: boolean;
-  exitWithStdin?: boolean;
+  supervisor: boolean;
+  /** This process is the child of one that reads its lines; see WorkerProcess. */
+  child?: boolean;
 }
 
 const HELP = `
+Sizes are MiB, or have a unit: 512M, 2G. The server runs in a second process, which is started again on the same port
+when it ends, after 0.5 s and then twice as long each time up to 30 s.
+
 Examples:
   $ droid-llama worker --host 0.0.0.0 --port 60000     lend this phone to a master on the same hotspot
-  $ droid-llama worker --cache                         keep received weights for the next load
+  $ droid-llama worker --memory 2G --cache             lend 2 GiB, and keep received weights for later loads
   $ GGML_RPC_DEBUG=1 droid-llama worker                print each command and graph, like --verbose
 
 For scripts: with --json one line on stdout says when the worker is ready,
-  {"endpoint":"127.0.0.1:50052","devices":[...],"cache":null,"pid":1234}
-and each line "stats" on stdin (unless that is a terminal) is answered by a line of JSON with the worker's counters.
-Closing stdin does not stop it; SIGINT and SIGTERM do.
+  {"endpoint":"127.0.0.1:50052","devices":[...],"maxClients":8,"memoryLimit":...,"clientMemoryLimit":null,
+   "cache":null,"cacheLimit":null,"pid":1234,"childPid":1245}
+and each line "stats" on stdin (unless that is a terminal) is answered by a line of JSON with the worker's counters, which
+begin anew at a restart, "restarts" and "childPid". That is null while the worker waits to be started again. Closing stdin
+does not stop it; SIGINT and SIGTERM do.
 `;
+
+/** A child whose server does not close must not outlive its parent for long. */
+const ORPHAN_PATIENCE_MS = 3000;
 
 export function addWorkerCommand(program: Command): void {
   const command = program.command('worker');
@@ -38,94 +52,121 @@ export function addWorkerCommand(program: Command): void {
     .option('-H, --host <address>', 'address to listen on', nonEmpty, '127.0.0.1')
     .option('-p, --port <number>', 'port to listen on, 0 for any', port, DEFAULT_RPC_PORT)
     .option('-t, --threads <n>', 'threads to compute with (default: chosen by the library)', integerOrAuto(1, 512))
-    .option('-c, --cache [directory]', `keep weights on disk between runs, in ${defaultCacheDir()} if none is named`)
+    .option('--memory <size>', 'memory for all masters (default: 80% of what is available)', byteSize)
+    .option('--client-memory <size>', 'memory for one master (default: as for all)', byteSize)
+    .option('--max-clients <n>', 'masters at the same time', integer(1, 1024), 8)
+    .option('-c, --cache [directory]', `keep all weights on disk, in ${defaultCacheDir()} if no directory is named`)
+    .option('--cache-limit <size>', 'room for them on disk (default: half of what is free)', byteSize)
+    .option('--no-supervisor', 'run the server in this process, which a failure inside ggml ends')
     .option('--verbose', 'print each command and graph')
     .option('--json', 'print JSON lines and answer "stats" on stdin')
-    .addOption(command.createOption('--exit-with-stdin', 'end when stdin is closed').hideHelp())
+    .addOption(command.createOption('--child', 'be the process that another one starts').hideHelp())
     .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
     .action(runWorker);
 }
 
 async function runWorker(options: WorkerOptions): Promise<void> {
   const stop = shutdownSignal();
-  const verbose = options.verbose === true || isSwitchedOn(process.env.GGML_RPC_DEBUG);
-  const cacheDir = options.cache === true ? defaultCacheDir() : options.cache;
-  if (options.exitWithStdin) process.stdin.once('close', () => requestShutdown('a closed stdin')).resume();
-  if (!isLoopback(options.host)) {
+  if (options.child) endWithStdin();
+  else if (!isLoopback(options.host)) {
     warn(
       `listening on ${options.host}: RPC is neither encrypted nor authenticated, so whoever reaches this port can use ` +
-        'and crash the worker. Do it on a network of your own only',
+        'the worker. Do it on a network of your own only',
     );
   }
+  if (options.cacheLimit !== undefined && options.cache === undefined) {
+    throw new DroidLlamaError('DROID_INVALID_ARGUMENT', '--cache-limit is given, but not --cache.');
+  }
   try {
-    const { startRpcServer } = await import('../rpc-server.js');
-    const server = await startRpcServer({
-      host: options.host,
-      port: options.port,
-      threads: orAuto(options.threads),
-      cacheDir,
-      verbose,
-      // A script reads the counters instead; lines about clients would only mix with its own output.
-      onEvent: options.json && !verbose ? undefined : note,
-      signal: stop,
-    });
-    try {
-      await lend(server, options, stop);
-    } finally {
-      await server.close();
-    }
+    if (options.supervisor && !options.child) await supervise(options, stop);
+    else await lend(options, stop);
   } catch (error) {
     // Ending a worker by a signal is how it is meant to end.
     if (!(error instanceof Interrupted)) throw error;
   }
 }
 
-async function lend(server: RpcServer, options: WorkerOptions, stop: AbortSignal): Promise<void> {
-  if (options.json) {
-    const { endpoint, devices, cacheDir = null } = server;
-    printJson({ endpoint, devices, cache: cacheDir, pid: process.pid });
-  } else {
-    printBanner(server);
-  }
-  // Reading a terminal from the background would stop the process (SIGTTIN).
-  const answersStdin = options.json === true && !process.stdin.isTTY;
-  const commands = answersStdin ? createInterface({ input: process.stdin, terminal: false }) : undefined;
-  commands?.on('line', (line) => {
-    if (line.trim() === 'stats') printJson(server.stats());
+async function supervise(options: WorkerOptions, stop: AbortSignal): Promise<void> {
+  const [{ Supervisor }, { workerCommand }] = await Promise.all([
+    import('./supervisor.js'),
+    import('./worker-process.js'),
+  ]);
+  const supervisor = await Supervisor.start({
+    command: (port) => workerCommand(workerFlags({ ...options, port })),
+    port: options.port,
+    note,
+    signal: stop,
   });
-  await aborted(stop);
-  commands?.close();
+  try {
+    await present(supervisor, options.json === true, stop);
+  } finally {
+    await supervisor.close();
+  }
 }
 
-function printBanner(server: RpcServer): void {
-  const { major, minor, patch } = RPC_PROTOCOL;
-  print(styled(process.stdout, 'bold', `droid-llama worker, RPC protocol ${major}.${minor}.${patch}`));
-  print(`  endpoint : ${server.endpoint}`);
-  print(`  cache    : ${server.cacheDir ?? 'off'}`);
-  print('Devices:');
-  for (const line of deviceLines(server.devices)) print(line);
-  const addresses = isAnyAddress(server.host) ? lanAddresses() : [];
-  if (addresses.length > 0) {
-    print('On the master:');
-    for (const address of addresses) print(`  droid-llama serve -m model.gguf --rpc ${address}:${server.port}`);
+async function lend(options: WorkerOptions, stop: AbortSignal): Promise<void> {
+  const { startRpcServer } = await import('../rpc-server.js');
+  const verbose = options.verbose === true || isSwitchedOn(process.env.GGML_RPC_DEBUG);
+  const server = await startRpcServer({
+    host: options.host,
+    port: options.port,
+    threads: orAuto(options.threads),
+    maxClients: options.maxClients,
+    memoryLimit: options.memory,
+    clientMemoryLimit: options.clientMemory,
+    cacheDir: options.cache === true ? defaultCacheDir() : options.cache,
+    cacheLimit: options.cacheLimit,
+    verbose,
+    // A script reads the counters instead; lines about clients would only mix with its own output.
+    onEvent: options.json && !verbose ? undefined : note,
+    signal: stop,
+  });
+  try {
+    const lender = { ready: readyOf(server, options), stats: async () => server.stats() };
+    await present(lender, options.json === true || options.child === true, stop);
+  } finally {
+    await server.close();
   }
+}
+
+function readyOf({ endpoint, devices, cacheDir }: RpcServer, options: WorkerOptions): WorkerReady {
+  return {
+    endpoint,
+    devices,
+    maxClients: options.maxClients,
+    // Every device of a worker lends from the same memory.
+    memoryLimit: options.memory ?? devices[0]?.memoryTotal ?? 0,
+    clientMemoryLimit: options.clientMemory ?? null,
+    cache: cacheDir ?? null,
+    cacheLimit: options.cacheLimit ?? null,
+    pid: process.pid,
+    childPid: null,
+  };
+}
+
+/** The flags that make these options again; `--flag=value`, since a value may begin with a dash. */
+export function workerFlags(options: WorkerOptions): string[] {
+  const flags = [`--host=${options.host}`, `--port=${options.port}`, `--max-clients=${options.maxClients}`];
+  if (options.threads !== undefined) flags.push(`--threads=${options.threads}`);
+  if (options.memory !== undefined) flags.push(`--memory=${options.memory}B`);
+  if (options.clientMemory !== undefined) flags.push(`--client-memory=${options.clientMemory}B`);
+  if (options.cache !== undefined) flags.push(options.cache === true ? '--cache' : `--cache=${options.cache}`);
+  if (options.cacheLimit !== undefined) flags.push(`--cache-limit=${options.cacheLimit}B`);
+  if (options.verbose) flags.push('--verbose');
+  if (options.json) flags.push('--json');
+  return flags;
+}
+
+/** A parent ends its child by closing its stdin, which also happens when the parent is killed. */
+function endWithStdin(): void {
+  process.stdin
+    .once('close', () => {
+      requestShutdown('a closed stdin');
+      setTimeout(() => process.kill(process.pid, 'SIGKILL'), ORPHAN_PATIENCE_MS).unref();
+    })
+    .resume();
 }
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || /^127(\.\d+){3}$/.test(host);
-}
-
-function isAnyAddress(host: string): boolean {
-  return host === '0.0.0.0' || host === '::';
-}
-
-function lanAddresses(): string[] {
-  try {
-    return Object.values(networkInterfaces()).flatMap((entries = []) =>
-      entries.filter((entry) => entry.family === 'IPv4' && !entry.internal).map((entry) => entry.address),
-    );
-  } catch {
-    // Newer Android denies apps the list of interfaces; the hint is not worth failing for.
-    return [];
-  }
 }

@@ -1,7 +1,7 @@
 import type { IncomingMessage } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyError, FastifyReply } from 'fastify';
-import { DroidLlamaError } from '../errors.js';
+import { DroidLlamaError, isWorkerCode } from '../errors.js';
 
 export const JSON_CONTENT_TYPE = 'application/json; charset=utf-8';
 export const SERVER_NAME = 'droid-llama';
@@ -50,6 +50,8 @@ export function messageOf(error: unknown): string {
 /** The HTTP status that an error thrown before the answer began is sent with. */
 export function statusOf(error: unknown): number {
   if (error instanceof DroidLlamaError) {
+    // Nothing is wrong with the request, and a new context with the worker back could answer it.
+    if (isWorkerCode(error.code)) return 503;
     if (isErrorStatus(error.status)) return error.status;
     if (error.code === 'DROID_CLOSED') return 503;
     return error.code === 'DROID_INVALID_ARGUMENT' ? 400 : 500;

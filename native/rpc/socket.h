@@ -1,23 +1,50 @@
 #pragma once
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
 
 namespace droid::rpc {
 
-// Blocking TCP sockets; an fd is borrowed unless the comment says otherwise.
+// TCP sockets; an fd is borrowed unless the comment says otherwise. They are blocking unless the comment says
+// otherwise.
 
-// A connected socket for the caller to close. Tries every address of host, each for at most timeout_ms.
-// Throws CodedError DROID_ENDPOINT_TIMEOUT, _REFUSED or _UNREACHABLE, naming endpoint.
-int connect_tcp(const std::string & endpoint, const std::string & host, uint16_t port, int timeout_ms = 10000);
+// A connected socket for the caller to close. Tries every address of host, for timeout_ms in all; an address that does
+// not answer leaves the others their share of it. A file descriptor that becomes readable (interrupt_fd, unless it is
+// negative) ends the attempt.
+// Throws CodedError DROID_ENDPOINT_TIMEOUT, _REFUSED or _UNREACHABLE, naming endpoint; DROID_CLOSED when interrupted.
+int connect_tcp(const std::string & endpoint, const std::string & host, uint16_t port, int timeout_ms = 10000,
+                int interrupt_fd = -1);
 
 // A listening socket for the caller to close, and the port it got.
 // Throws CodedError DROID_PORT_IN_USE or DROID_INVALID_ARGUMENT.
 std::pair<int, uint16_t> listen_tcp(const std::string & host, uint16_t port);
 
-// Small messages leave at once, and a silent peer is noticed: after 30 s of idling it is asked every 10 s, 3 times.
-void tune_socket(int fd);
+// When a silent peer is noticed; seconds.
+struct Keepalive {
+    int idle = 30;
+    int interval = 10;
+    int count = 3;
+};
+
+// Small messages leave at once, and a silent peer is noticed.
+void tune_socket(int fd, const Keepalive & keepalive = {});
+
+// How long sent data may stay unacknowledged before the connection ends (TCP_USER_TIMEOUT; nothing where there is
+// none). A peer that is too busy to read falls under it as well, although its kernel answers.
+void set_user_timeout(int fd, int timeout_ms);
+
+void set_nonblocking(int fd);
+
+// Bytes that the peer has not acknowledged; 0 where the system does not tell.
+size_t unacknowledged_bytes(int fd);
+
+// How long the peer's kernel has not answered although it was asked: what was sent is being sent again, or a probe of
+// the connection is without an answer. A peer that is only too busy to read does not count. 0 where the system does not
+// tell.
+std::chrono::milliseconds unanswered_for(int fd);
 
 bool send_all(int fd, const void * data, size_t size);
 // Two pieces in one system call where they fit.
@@ -28,6 +55,8 @@ bool recv_all(int fd, void * data, size_t size);
 void set_socket_receive_timeout(int fd, int seconds);
 
 void close_socket(int fd);
+// Closes without sending what is left; the peer sees a reset.
+void abort_socket(int fd);
 // Wakes whoever is blocked on fd in another thread; the fd stays open.
 void shutdown_socket(int fd);
 

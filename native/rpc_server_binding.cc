@@ -1,8 +1,8 @@
-#include "rpc_binding.h"
+#include "rpc_server_binding.h"
 
 #include "convert.h"
 #include "environment.h"
-#include "server.h"
+#include "rpc/server/server.h"
 
 namespace droid {
 
@@ -42,7 +42,11 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
         options.port = static_cast<uint16_t>(get_number(from, "port"));
         options.threads = static_cast<int>(get_number(from, "threads"));
         options.max_clients = static_cast<int>(get_number(from, "maxClients"));
+        options.memory_limit = static_cast<uint64_t>(get_number(from, "memoryLimit"));
+        options.client_memory_limit = static_cast<uint64_t>(get_number(from, "clientMemoryLimit"));
         options.cache_dir = get_string(from, "cacheDir");
+        options.cache_limit = static_cast<uint64_t>(get_number(from, "cacheLimit"));
+        options.handshake_timeout_ms = static_cast<int>(get_number(from, "handshakeTimeoutMs"));
         options.verbose = get_bool(from, "verbose");
         std::shared_ptr<Napi::FunctionReference> on_event;
         if (info[1].IsFunction()) {
@@ -77,7 +81,7 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
     Napi::Value devices(const Napi::CallbackInfo & info) {
         const Napi::Env env = info.Env();
         auto list = Napi::Array::New(env);
-        for (const rpc::DeviceInfo & device : rpc::Server::devices()) {
+        for (const rpc::DeviceInfo & device : open_->server.devices()) {
             auto js = Napi::Object::New(env);
             js.Set("name", device.name);
             js.Set("description", device.description);
@@ -93,6 +97,8 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
         auto js = Napi::Object::New(info.Env());
         js.Set("clients", static_cast<double>(counters.clients));
         js.Set("clientsTotal", static_cast<double>(counters.clients_total));
+        js.Set("clientsRefused", static_cast<double>(counters.clients_refused));
+        js.Set("clientsDropped", static_cast<double>(counters.clients_dropped));
         js.Set("graphsComputed", static_cast<double>(counters.graphs_computed));
         js.Set("messagesReceived", static_cast<double>(counters.messages_received));
         js.Set("messagesSent", static_cast<double>(counters.messages_sent));
@@ -100,6 +106,9 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
         js.Set("bytesSent", static_cast<double>(counters.bytes_sent));
         js.Set("bytesAllocated", static_cast<double>(counters.bytes_allocated));
         js.Set("bytesWeights", static_cast<double>(counters.bytes_weights));
+        js.Set("bytesRepacked", static_cast<double>(counters.bytes_repacked));
+        js.Set("bytesWeightsReceived", static_cast<double>(counters.bytes_weights_received));
+        js.Set("bytesWeightsReused", static_cast<double>(counters.bytes_weights_reused));
         js.Set("computeMs", static_cast<double>(counters.compute_us) / 1000);
         return js;
     }

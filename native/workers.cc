@@ -1,0 +1,89 @@
+#include "workers.h"
+
+#include <algorithm>
+#include <set>
+#include <thread>
+
+#include "model_info.h"
+
+namespace droid {
+
+Workers::Workers(const EngineOptions & options, std::shared_ptr<rpc::Interrupt> interrupt, const OnLost & on_lost)
+    : options_(options) {
+    for (size_t i = 0; i < options.workers.size(); i++) {
+        const WorkerOptions & worker = options.workers[i];
+        const bool has_head = options.head_on_worker && i + 1 == options.workers.size();
+        workers_.push_back(nullptr);
+        if (worker.layers == 0 && !has_head) continue;
+        workers_.back() =
+            std::make_unique<rpc::Worker>(worker.endpoint, worker.host, worker.port, options.timeouts, interrupt,
+                                          [on_lost, i](const CodedError & error) { on_lost(i, error); });
+        devices_.push_back(workers_.back()->device());
+        index_of_device_.push_back(i);
+    }
+}
+
+void Workers::offer_weights(const std::function<bool(double fraction)> & on_progress) {
+    if (std::none_of(workers_.begin(), workers_.end(),
+                     [](const auto & worker) { return worker && worker->extended(); })) {
+        return;
+    }
+    // The last layers go to the workers, in their order, as params.cc places them.
+    const std::vector<rpc::TensorInFile> tensors = read_tensors(options_.model);
+    int layers = 0;
+    for (const auto & tensor : tensors) layers = std::max(layers, layer_of(tensor.name) + 1);
+    uint32_t offloaded = 0;
+    for (const auto & worker : options_.workers) offloaded += worker.layers;
+    const std::set<std::string> outer(options_.outer_tensors.begin(), options_.outer_tensors.end());
+
+    std::vector<rpc::TensorInFile> placed;
+    std::vector<size_t> worker_of;
+    for (const auto & tensor : tensors) {
+        const int layer = layer_of(tensor.name);
+        int64_t next = int64_t{layers} - offloaded;  // the first layer of the worker that is looked at
+        for (size_t i = 0; i < workers_.size(); i++) {
+            const int64_t first = next;
+            next += options_.workers[i].layers;
+            const bool head = options_.head_on_worker && i + 1 == workers_.size() && outer.count(tensor.name);
+            if ((layer < first || layer >= next || layer < 0) && !head) continue;
+            if (!workers_[i] || !workers_[i]->extended()) continue;
+            placed.push_back(tensor);
+            worker_of.push_back(i);
+        }
+    }
+    const int threads = options_.threads ? static_cast<int>(options_.threads)
+                                         : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    const rpc::Manifest all = rpc::make_manifest(placed, threads, [&](uint64_t done, uint64_t total) {
+        return on_progress(total ? static_cast<double>(done) / static_cast<double>(total) : 1);
+    });
+    std::vector<rpc::Manifest> manifests(workers_.size());
+    for (size_t t = 0; t < placed.size(); t++) {
+        const auto entry = all.entries.find(placed[t].name);
+        if (entry != all.entries.end()) manifests[worker_of[t]].entries.insert(*entry);
+    }
+    for (size_t i = 0; i < workers_.size(); i++) {
+        if (!manifests[i].entries.empty()) workers_[i]->offer(manifests[i]);
+    }
+}
+
+std::optional<Workers::Failure> Workers::failure() const {
+    for (size_t i = 0; i < workers_.size(); i++) {
+        if (!workers_[i]) continue;
+        if (const auto error = workers_[i]->failure()) return Failure{i, *error};
+    }
+    return std::nullopt;
+}
+
+std::optional<CodedError> Workers::allocation_failure() const {
+    for (const auto & worker : workers_) {
+        if (!worker) continue;
+        if (const auto error = worker->allocation_failure()) return error;
+    }
+    return std::nullopt;
+}
+
+const rpc::WorkerCounters * Workers::counters(size_t index) const {
+    return workers_[index] ? &workers_[index]->counters() : nullptr;
+}
+
+}  // namespace droid
