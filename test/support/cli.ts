@@ -1,7 +1,9 @@
 /** The command line in processes of its own, which are gone when the test ends. */
 import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { onTestFinished } from 'vitest';
+import { until } from './contexts.js';
 import { cliMain } from './paths.js';
 
 /** Nothing here takes longer, also on a busy machine; a hang names what it waited for. */
@@ -141,4 +143,17 @@ export async function freePort(): Promise<number> {
   const { port } = server.address() as { port: number };
   await new Promise((resolve) => server.close(resolve));
   return port;
+}
+
+/** Resolves once there is no process of that id. */
+export async function expectGone(pid: number): Promise<void> {
+  await until(`process ${pid} is gone`, () => {
+    try {
+      process.kill(pid, 0);
+      // Ended, but its new parent, which may be any program in a container, has not looked yet.
+      return process.platform === 'linux' && / Z /.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+    } catch {
+      return true;
+    }
+  });
 }

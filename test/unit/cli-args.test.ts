@@ -1,6 +1,16 @@
 import { describe, expect, it } from 'vitest';
 import { createProgram, prepareArgs } from '../../lib/cli/program.js';
-import { defaultCacheDir, endpoints, integer, isSwitchedOn, scaledLoras, shares } from '../../lib/cli/values.js';
+import {
+  byteSize,
+  defaultCacheDir,
+  endpoints,
+  integer,
+  isSwitchedOn,
+  scaledLoras,
+  seconds,
+  shares,
+} from '../../lib/cli/values.js';
+import { type WorkerOptions, workerFlags } from '../../lib/cli/worker.js';
 
 const serve = (line: string): string[] => prepareArgs(createProgram(), ['serve', ...line.split(' ')]);
 
@@ -67,7 +77,53 @@ describe('arguments of serve', () => {
   });
 });
 
+describe('flags of a worker process', () => {
+  const parse = (args: readonly string[]): WorkerOptions => {
+    const command = createProgram().commands.find((candidate) => candidate.name() === 'worker');
+    const { operands, unknown } = command?.parseOptions([...args]) ?? {};
+    expect([operands, unknown]).toEqual([[], []]);
+    return command?.opts() as WorkerOptions;
+  };
+
+  it.each([
+    '',
+    '-H :: -p 0 -t -1 -c --json',
+    '--host=-odd --threads 4 --memory 1.5G --client-memory 300K --max-clients 1 --cache=-dir --cache-limit 7B --verbose',
+  ])('are those of the command: %j', (line) => {
+    const options = parse(line.split(' ').filter(Boolean));
+    expect(parse(workerFlags({ ...options, port: 4242 }))).toEqual({ ...options, port: 4242 });
+  });
+
+  it('ask for a child of their own only where the user has not', () => {
+    expect(parse([])).toMatchObject({ supervisor: true, maxClients: 8 });
+    expect(parse(['--no-supervisor']).supervisor).toBe(false);
+  });
+});
+
 describe('values of flags', () => {
+  it('reads sizes as MiB or with a unit', () => {
+    const mib = 2 ** 20;
+    expect(['512', '512M', '512m', '512MiB', '512MB'].map(byteSize)).toEqual(Array(5).fill(512 * mib));
+    expect(['2G', '1.5G', '800K', '4096B', '1T', '0.5'].map(byteSize)).toEqual([
+      2048 * mib,
+      1536 * mib,
+      800 * 1024,
+      4096,
+      2 ** 40,
+      mib / 2,
+    ]);
+    for (const text of ['', '0', '-1', 'G', '1X', '1 G', '1.G', '1e3', '1BB', '1iB', '99999999T']) {
+      expect(() => byteSize(text), text).toThrow(/MiB or a size/);
+    }
+  });
+
+  it('reads seconds as milliseconds', () => {
+    expect(['10', '0.5', '0.001', '2147483'].map(seconds)).toEqual([10_000, 500, 1, 2_147_483_000]);
+    for (const text of ['', '0', '0.0001', '-1', '1s', '1e3', '2147484', 'Infinity']) {
+      expect(() => seconds(text), text).toThrow(/number of seconds/);
+    }
+  });
+
   it('reads shares with commas or slashes', () => {
     expect(shares('0.5,0.5')).toEqual([0.5, 0.5]);
     expect(shares('1/3')).toEqual([1, 3]);

@@ -65,6 +65,10 @@ describe('command line', () => {
     [['serve', '-m', 'a', '--head', 'phone'], /Allowed choices are master, worker/],
     [['worker', '--port', '65536'], /integer from 0 to 65535/],
     [['worker', '--frobnicate'], /unknown option '--frobnicate'/],
+    [['worker', '--memory', '2X'], /number of MiB or a size such as 512M/],
+    [['worker', '--max-clients', '0'], /integer from 1 to 1024/],
+    [['worker', '--cache-limit', '1G'], /--cache-limit is given, but not --cache/],
+    [['serve', '-m', 'a', '--answer-timeout', '0'], /number of seconds/],
     [['probe', 'phone'], /port is missing/],
     [['demo', 'now'], /too many arguments/],
   ])('%j is a usage error, status 2', async (args, message) => {

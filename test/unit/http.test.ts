@@ -510,6 +510,8 @@ describe('a stream that fails', () => {
     [new DroidLlamaError('DROID_REQUEST_FAILED', 'm', { status: 501 }), 501, 'not_supported_error'],
     [new DroidLlamaError('DROID_INVALID_ARGUMENT', 'm'), 400, 'invalid_request_error'],
     [new DroidLlamaError('DROID_CLOSED', 'm'), 503, 'unavailable_error'],
+    [new DroidLlamaError('DROID_WORKER_LOST', 'm'), 503, 'unavailable_error'],
+    [new DroidLlamaError('DROID_WORKER_OUT_OF_MEMORY', 'm', { status: 500 }), 503, 'unavailable_error'],
     [Object.assign(new Error('m'), { statusCode: 201 }), 500, 'server_error'],
   ])('answers a rejected request: %s', async (error, status, type) => {
     const server = await serve(new FakeBackend(() => Promise.reject(error)));
@@ -518,6 +520,27 @@ describe('a stream that fails', () => {
     expect(answer.headers['content-type']).toBe('application/json; charset=utf-8');
     expect(errorOf(answer)).toEqual({ message: 'm', type, code: status });
     expect(answer.body.toString()).not.toMatch(/\bat .*:\d+/);
+  });
+});
+
+describe('an engine that has lost a worker', () => {
+  // What it answers itself is llama-server's, and reaches the client to the byte.
+  const lost = '{"error":{"code":503,"message":"worker 10.0.0.2:1 is gone","type":"unavailable_error"}}';
+
+  it.each(['/health', '/v1/health'])('says so in %s, also to those without a key', async (path) => {
+    const server = await serve(new FakeBackend(() => json(lost, 503)), { apiKey: 'k' });
+    const answer = await ask(server, 'GET', path);
+    expect([answer.status, answer.body.toString()]).toEqual([503, lost]);
+    expect(errorOf(answer).type).toBe('unavailable_error');
+    const head = await ask(server, 'HEAD', path);
+    expect([head.status, head.body.length]).toEqual([503, 0]);
+  });
+
+  it('ends a stream with its own error event and no other', async () => {
+    const chunks = ['data: {"a":1}\n\n', `data: ${lost}\n\n`];
+    const server = await serve(new FakeBackend(() => events(bytes(...chunks))));
+    const answer = await ask(server, 'POST', CHAT, '{}');
+    expect(answer.body.toString()).toBe(chunks.join(''));
   });
 });
 

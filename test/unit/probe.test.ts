@@ -38,6 +38,27 @@ interface FakeWorker {
   /** Send answers byte by byte, as a slow network may cut them. */
   dribble?: boolean;
   commands?: number[];
+  /** What HELLO is answered with behind the version. Default: zeros, as upstream's server without RDMA. */
+  capabilities?: Buffer;
+  /** Sent in place of the answer to the n-th command, followed by a hang-up. */
+  noticeAt?: { command: number; bytes: Buffer };
+  /** Hang up after the answer to HELLO. */
+  hangUp?: boolean;
+}
+
+/** Capabilities as a droid-llama worker fills them. */
+function extension(status: number, version = 1): Buffer {
+  const capabilities = Buffer.alloc(24);
+  capabilities.write('drdl', 4);
+  capabilities.set([version, status], 8);
+  return capabilities;
+}
+
+function notice(reason: number, text: string, textBytes = Buffer.byteLength(text)): Buffer {
+  const head = Buffer.alloc(16, 0xff);
+  head.writeUInt32LE(reason, 8);
+  head.writeUInt32LE(textBytes, 12);
+  return Buffer.concat([head, Buffer.from(text)]);
 }
 
 /** Speaks as much of the protocol as a probe needs. */
@@ -53,12 +74,15 @@ function fakeWorker(options: FakeWorker): (socket: Socket) => void {
       if (dribble) for (const byte of message) socket.write(Buffer.of(byte));
       else socket.write(message);
     };
+    const capabilities = options.capabilities ?? Buffer.alloc(24);
     const handlers: Record<number, { bytes: number; run: (payload: Buffer) => void }> = {
       14: {
         bytes: 24,
         run: (payload) => {
-          expect(payload.every((byte) => byte === 0)).toBe(true);
-          answer(Buffer.concat([Buffer.from([...version, 0]), Buffer.alloc(24)]));
+          // Upstream's end takes the first four bytes for the number of an RDMA queue pair: 0 is TCP.
+          expect(payload.toString('latin1')).toBe(`\0\0\0\0drdl\x01${'\0'.repeat(15)}`);
+          answer(Buffer.concat([Buffer.from([...version, 0]), capabilities]));
+          if (options.hangUp) socket.end();
         },
       },
       15: {
@@ -91,6 +115,10 @@ function fakeWorker(options: FakeWorker): (socket: Socket) => void {
         options.commands?.push(command);
         if (++seen === closeAt) {
           socket.end();
+          return;
+        }
+        if (seen === options.noticeAt?.command) {
+          socket.end(options.noticeAt.bytes);
           return;
         }
         expect(size).toBe(handlers[command]?.bytes);
@@ -151,6 +179,7 @@ describe('probeEndpoint', () => {
     expect(info).toEqual({
       endpoint,
       protocol: '7.0.0',
+      extended: false,
       devices: [
         { name: 'RPC0', description: endpoint, memoryFree: 100 * MIB, memoryTotal: 11358 * MIB },
         { name: 'RPC1', description: endpoint, memoryFree: 0, memoryTotal: 0 },
@@ -165,6 +194,47 @@ describe('probeEndpoint', () => {
   it('takes answers that arrive in pieces, and a newer patch', async () => {
     const endpoint = await listen(fakeWorker({ dribble: true, version: [7, 0, 9] }));
     expect((await probeEndpoint(endpoint)).protocol).toBe('7.0.9');
+  });
+
+  it.each<[string, Buffer, boolean]>([
+    ['a droid-llama worker', extension(0), true],
+    ['one with another version of the extension', extension(1, 2), false],
+    ['an upstream worker with RDMA', Buffer.alloc(24, 0x5a), false],
+  ])('recognises %s', async (_, capabilities, extended) => {
+    const endpoint = await listen(fakeWorker({ capabilities, dribble: true }));
+    expect(await probeEndpoint(endpoint, { roundTrips: 2 })).toMatchObject({ extended, devices: [{ memoryTotal: 2 }] });
+  });
+
+  it.each<[string, number, string, RegExp]>([
+    ['busy', 1, 'DROID_WORKER_BUSY', /has as many masters as it takes.*--max-clients/],
+    ['about to end', 2, 'DROID_WORKER_BUSY', /about to end/],
+    ['turning us away for a reason of a later version', 77, 'DROID_WORKER_REFUSED', /status 77/],
+  ])('tells a worker that is %s', async (_, status, code, message) => {
+    const endpoint = await listen(fakeWorker({ capabilities: extension(status), hangUp: true }));
+    const error = await failure(probeEndpoint(endpoint));
+    expect(error.code).toBe(code);
+    expect(error.message).toMatch(message);
+    expect(error.message.startsWith(`${endpoint}: `)).toBe(true);
+  });
+
+  it.each<[string, Buffer, string, RegExp]>([
+    ['a refusal', notice(1, 'no\x1b[2Jsuch\ndevice'), 'DROID_WORKER_REFUSED', /says: no \[2Jsuch device$/],
+    ['no memory', notice(2, 'none left'), 'DROID_WORKER_OUT_OF_MEMORY', /says: none left$/],
+    ['the end', notice(3, ''), 'DROID_WORKER_BUSY', /about to end/],
+    ['a text that does not come', notice(1, 'x', 9), 'DROID_VERSION_MISMATCH', /closed the connection/],
+    ['a text without bounds', notice(1, 'x', 2 ** 31), 'DROID_VERSION_MISMATCH', /not RPC/],
+  ])('reads a notice of %s in place of an answer', async (_, bytes, code, message) => {
+    for (const command of [2, 3]) {
+      const worker = fakeWorker({ capabilities: extension(0), noticeAt: { command, bytes } });
+      const error = await failure(probeEndpoint(await listen(worker)));
+      expect(error.code).toBe(code);
+      expect(error.message).toMatch(message);
+    }
+  });
+
+  it('reads no notice of a worker that did not offer any', async () => {
+    const worker = fakeWorker({ noticeAt: { command: 2, bytes: notice(2, 'none left') } });
+    expect((await failure(probeEndpoint(await listen(worker)))).code).toBe('DROID_VERSION_MISMATCH');
   });
 
   it('tells a closed port', async () => {
