@@ -67,7 +67,7 @@ describe.each(['SIGINT', 'SIGTERM'] as const)('%s', (signal) => {
 });
 
 it('is held up by a silent worker for no longer than moments', async () => {
-  const { worker, endpoint } = await startWorkerCli();
+  const { worker, endpoint } = await startWorkerCli('--no-supervisor');
   const serve = serveTiny(endpoint);
   let chunks = 0;
   await new Promise<void>((resolve, reject) => {
@@ -86,7 +86,7 @@ it('is held up by a silent worker for no longer than moments', async () => {
 });
 
 it('ends a probe with the status of an interrupted command', async () => {
-  const { worker, endpoint } = await startWorkerCli();
+  const { worker, endpoint } = await startWorkerCli('--no-supervisor');
   worker.signal('SIGSTOP');
   const probe = new Cli(['probe', '--timeout', '60000', '--json', endpoint]);
   // Once its handler is there; before, the signal itself ends the process.

@@ -1,7 +1,9 @@
 /** The commands as they are typed, in processes of their own. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import packageJson from '../../package.json' with { type: 'json' };
@@ -55,7 +57,10 @@ it("runs the guide's two commands", async () => {
   const workerPort = String(await freePort());
   const worker = new Cli(['worker', '--host', '127.0.0.1', '--port', workerPort], env);
   await worker.says(
-    /endpoint : 127\.0\.0\.1:\d+\n {2}cache {4}: off\nDevices:\n {2}CPU: .+ \(\d+ MiB, \d+ MiB free\)\n/,
+    new RegExp(
+      'endpoint : 127\\.0\\.0\\.1:\\d+\n {2}memory {3}: \\d+ MiB for up to 8 masters\n {2}cache {4}: off\n' +
+        ` {2}process {2}: \\d+, restarted by ${worker.pid}\nDevices:\n {2}CPU: .+ \\(\\d+ MiB, \\d+ MiB free\\)\n`,
+    ),
   );
   const port = String(await freePort());
   const line =
@@ -82,7 +87,7 @@ it("runs the guide's two commands", async () => {
   expect(await answer.json()).toMatchObject({
     choices: [{ finish_reason: 'stop', index: 0, message: { role: 'assistant', content: '2+2 equals 4.' } }],
   });
-  await worker.says(/\[set_tensor\] [\s\S]*\[graph_recompute\] device: 0\n[\s\S]*\[get_tensor\] /);
+  await worker.says(/\[put_weight\] [\s\S]*\[write\] [\s\S]*\[graph_recompute\] device: 0\n[\s\S]*\[read\] /);
 
   serve.signal('SIGINT');
   expect((await serve.ended()).status).toBe(0);
@@ -109,23 +114,52 @@ describe('worker', () => {
     expect(JSON.parse(ready)).toEqual({
       endpoint: expect.stringMatching(/^127\.0\.0\.1:\d+$/),
       devices: [expect.objectContaining({ name: 'CPU', memoryFree: expect.any(Number) })],
+      maxClients: 8,
+      memoryLimit: expect.any(Number),
+      clientMemoryLimit: null,
       cache: null,
+      cacheLimit: null,
       pid: worker.pid,
+      childPid: expect.any(Number),
     });
     worker.type('stats');
     const [, stats = ''] = await worker.says(/^.*\n(.*)\n/);
-    expect(JSON.parse(stats)).toMatchObject({ clients: 0, graphsComputed: 0, bytesAllocated: 0 });
+    expect(JSON.parse(stats)).toMatchObject({
+      clients: 0,
+      graphsComputed: 0,
+      bytesAllocated: 0,
+      restarts: 0,
+      childPid: JSON.parse(ready).childPid,
+    });
     // Only the demo's workers end with their stdin: `worker --json </dev/null &` must run on.
     worker.closeStdin();
     worker.signal('SIGINT');
     expect(await worker.ended()).toMatchObject({ status: 0, stderr: '' });
   });
 
-  it('says that a port is taken', async () => {
+  it.each([[], ['--no-supervisor']])('says that a port is taken', async (...flags) => {
     const taken = await listen();
-    const { status, stderr } = await runCli('worker', '--port', String(taken));
+    const { status, stdout, stderr } = await runCli('worker', '--port', String(taken), ...flags);
     expect(stderr).toMatch(new RegExp(`^error: .*${taken}.* \\(DROID_PORT_IN_USE\\)\n$`));
-    expect(status).toBe(1);
+    expect([status, stdout]).toEqual([1, '']);
+  });
+
+  it('shows what it lends', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'droid-cli-'));
+    onTestFinished(() => rm(dir, { recursive: true }));
+    const line = `worker --port 0 --memory 1G --client-memory 512M --max-clients 2 --cache ${dir} --cache-limit 100`;
+    const text = new Cli(line.split(' '));
+    await text.says(/memory {3}: 1024 MiB for up to 2 masters, 512 MiB for each\n/);
+    await text.says(new RegExp(`cache {4}: ${dir}, at most 100 MiB\n`));
+    const json = new Cli([...line.split(' '), '--json']);
+    const [ready] = await json.says(/^.*\n/);
+    expect(JSON.parse(ready)).toMatchObject({
+      maxClients: 2,
+      memoryLimit: 2 ** 30,
+      clientMemoryLimit: 2 ** 29,
+      cache: dir,
+      cacheLimit: 100 * 2 ** 20,
+    });
   });
 });
 
@@ -136,7 +170,7 @@ describe('probe', () => {
     expect(text).toMatchObject({ status: 0, stderr: '' });
     expect(text.stdout).toMatch(
       new RegExp(
-        `^${endpoint} is open\n {2}protocol {3}: 7\\.0\\.0\n {2}round trip : [\\d.]+ ms .*\n {2}connecting : [\\d.]+ ms\n` +
+        `^${endpoint} is open\n {2}protocol {3}: 7\\.0\\.0\n {2}server {5}: .*droid-llama.*\n {2}round trip : [\\d.]+ ms .*\n {2}connecting : [\\d.]+ ms\n` +
           'Devices:\n {2}RPC0: .* \\(\\d+ MiB, \\d+ MiB free\\)\n$',
       ),
     );

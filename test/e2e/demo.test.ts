@@ -1,9 +1,7 @@
 /** `droid-llama demo`, the first thing a user runs. */
-import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
-import { Cli, runCli } from '../support/cli.js';
-import { until } from '../support/contexts.js';
+import { Cli, expectGone, runCli } from '../support/cli.js';
 
 describe('demo', () => {
   it('answers from two processes and proves it', async () => {
@@ -83,16 +81,4 @@ async function workerOf(demo: Cli): Promise<number> {
   }
   expect(pid).toBeGreaterThan(0);
   return pid;
-}
-
-async function expectGone(pid: number): Promise<void> {
-  await until(`process ${pid} is gone`, () => {
-    try {
-      process.kill(pid, 0);
-      // Ended, but its new parent, which may be any program in a container, has not looked yet.
-      return process.platform === 'linux' && / Z /.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
-    } catch {
-      return true;
-    }
-  });
 }

@@ -81,7 +81,7 @@ describe.skipIf(!hasPython && !process.env.CI)('the package', () => {
     test('holds every file that compiling the addon needs', async () => {
       const needed = ['binding.gyp', 'CMakeLists.txt'];
       for (const dir of ['native', 'scripts', 'vendor']) needed.push(...(await filesBelow(dir)));
-      const without = /^vendor\/llama\.cpp\/models\/|^scripts\/clang-format\.mjs$|^vendor\/\.fetch-/;
+      const without = /^vendor\/llama\.cpp\/(models|tests)\/|^scripts\/clang-format\.mjs$|^vendor\/\.fetch-/;
       expect(needed.filter((file) => !without.test(file) && !files.includes(file))).toEqual([]);
       expect(files).toContain('vendor/llama.cpp/tools/server/server-context.h');
     });

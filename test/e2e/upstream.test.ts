@@ -1,7 +1,11 @@
 /** Upstream's own programs, built without our patches: the same answers alone, and the same tokens mixed with ours. */
-import { beforeAll, describe, expect, it } from 'vitest';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { probeEndpoint } from '../../lib/index.js';
 import { greedyCompletion, greedyTokens, openContext, openWorker, question } from '../support/contexts.js';
+import { guideModel } from '../support/guide.js';
 import { ensureUpstream } from '../upstream/build.mjs';
 import { startUpstreamServer, startUpstreamWorker } from '../upstream/processes.js';
 
@@ -66,23 +70,66 @@ describe('greedy output of an F16 model', () => {
     }
   });
 
-  it('is the same with ours as the worker of llama-server --rpc', async () => {
+  // The head included, all six layers with the head here, three of them; all at once on one worker, beside one of ours.
+  const headHere = ['-ot', '^(output|output_norm|token_embd)\\.weight$=CPU'];
+  it.each([
+    ['every layer and the head', ['-ngl', '99'], 5e6],
+    ['every layer', ['-ngl', '99', ...headHere], 5e6],
+    ['half of the layers', ['-ngl', '4', ...headHere], 2.5e6],
+  ])('is the same with ours as the worker of llama-server --rpc, with %s', async (_, args, bytes) => {
     const expected = await reference();
     const worker = await openWorker();
-    const url = await startUpstreamServer('--rpc', worker.endpoint, '-ngl', '99');
+    const url = await startUpstreamServer('--rpc', worker.endpoint, ...args);
     for (const [i, prompt] of prompts.entries()) {
       expect(await upstreamTokens(url, prompt), `prompt ${i}`).toEqual(expected[i]);
     }
-    expect(worker.stats().bytesWeights).toBeGreaterThan(5e6);
+    expect(worker.stats().bytesWeights).toBeGreaterThan(bytes);
     expect(worker.stats().graphsComputed).toBeGreaterThanOrEqual(prompts.length * tokens);
+    expect(worker.stats()).toMatchObject({ clientsDropped: 0, clientsRefused: 0 });
   });
+
+  it('is the same for a llama-server and a context of ours that use one worker at once', async () => {
+    const expected = await reference();
+    const worker = await openWorker();
+    const url = await startUpstreamServer('--rpc', worker.endpoint, '-ngl', '4', ...headHere);
+    const theirs = worker.stats().bytesWeights;
+    const ctx = await openContext({ rpc: [worker.endpoint], tensorSplit: [0.5, 0.5] });
+    expect(worker.stats().bytesWeights).toBeLessThanOrEqual(theirs + (ctx.placement[1]?.bytes ?? 0));
+    for (let round = 0; round < 3; round++) {
+      for (const [i, prompt] of prompts.entries()) {
+        const both = [upstreamTokens(url, prompt), greedyTokens(ctx, prompt, tokens)];
+        expect(await Promise.all(both), `prompt ${i}`).toEqual([expected[i], expected[i]]);
+      }
+    }
+  });
+});
+
+it('keeps large tensors of a llama-server in the cache, and tells by their hash that it has them', async () => {
+  const model = await guideModel();
+  const cacheDir = await mkdtemp(join(tmpdir(), 'droid-cache-'));
+  onTestFinished(() => rm(cacheDir, { recursive: true, force: true }));
+  const loads: { reused: number; received: number; answer: number[] }[] = [];
+  for (let i = 0; i < 2; i++) {
+    const worker = await openWorker({ cacheDir });
+    const url = await startUpstreamServer('--model', model, '--rpc', worker.endpoint, '-ngl', '1');
+    const body = JSON.stringify(greedyCompletion('Once', 4));
+    const answer = await fetch(`${url}/completion`, { method: 'POST', body });
+    const { bytesWeightsReused: reused, bytesReceived: received } = worker.stats();
+    loads.push({ reused, received, answer: ((await answer.json()) as { tokens: number[] }).tokens });
+    await worker.close();
+  }
+  // The head is 138 MiB, far above the 10 MiB from which on llama-server asks.
+  expect(loads[0]?.reused).toBe(0);
+  expect(loads[1]?.reused).toBeGreaterThan(100 * 1048576);
+  expect(loads[1]?.received).toBeLessThan((loads[0]?.received ?? 0) - 100 * 1048576);
+  expect(loads[1]?.answer).toEqual(loads[0]?.answer);
 });
 
 it('probes ggml-rpc-server, which is free again at once', async () => {
   const endpoint = await startUpstreamWorker();
   for (let i = 0; i < 3; i++) {
     const info = await probeEndpoint(endpoint);
-    expect(info).toMatchObject({ endpoint, protocol: expect.stringMatching(/^7\.\d+\.\d+$/) });
+    expect(info).toMatchObject({ endpoint, protocol: expect.stringMatching(/^7\.\d+\.\d+$/), extended: false });
     expect(info.devices).toHaveLength(1);
     expect(info.devices[0]?.memoryTotal).toBeGreaterThan(2 ** 28);
     expect(info.roundTripMs).toBeGreaterThan(0);

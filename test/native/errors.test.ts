@@ -83,7 +83,7 @@ describe('an endpoint that cannot be', () => {
   it('silent says DROID_ENDPOINT_TIMEOUT within the time it was given', async () => {
     const endpoint = await fakeServer(() => {});
     const start = performance.now();
-    await expect(load({ rpc: [endpoint], connectTimeoutMs: 200 })).rejects.toMatchObject({
+    await expect(load({ rpc: [endpoint], timeouts: { connectMs: 200 } })).rejects.toMatchObject({
       code: 'DROID_ENDPOINT_TIMEOUT',
     });
     expect(performance.now() - start).toBeLessThan(5000);

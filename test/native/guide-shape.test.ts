@@ -21,7 +21,12 @@ describe('the guide’s model', () => {
     const ctx = await openContext({ model, rpc: [worker.endpoint], tensorSplit, head, contextSize: 256, mmap: false });
     expect(ctx.placement.map(({ bytes }) => mib(bytes))).toEqual(sizes);
     expect(ctx.placement.map((placement) => placement.layers.length)).toEqual(layers);
-    expect(worker.stats().bytesWeights).toBe(ctx.placement[1]?.bytes);
+    const bytes = ctx.placement[1]?.bytes ?? Number.NaN;
+    const [traffic] = ctx.stats().workers;
+    expect((traffic?.weightsSent ?? 0) + (traffic?.weightsReused ?? 0)).toBe(bytes);
+    // The generated norms are all alike, and what is identical is held once.
+    expect(worker.stats().bytesWeights).toBeLessThanOrEqual(bytes);
+    expect(worker.stats().bytesWeights).toBeGreaterThanOrEqual(0.99 * bytes);
   });
 
   it('brings one hidden state back for each generated token, one round trip each', async () => {
@@ -77,7 +82,8 @@ describe('the guide’s model', () => {
       tensorSplit: [0, 1],
       mmap: false,
       signal: abort.signal,
-      onProgress: ({ fraction }) => (fraction > 0 && fraction < 1 ? abort.abort(reason) : undefined),
+      onProgress: ({ stage, fraction }) =>
+        stage === 'text_model' && fraction > 0 && fraction < 1 ? abort.abort(reason) : undefined,
     });
     await expect(loading).rejects.toBe(reason);
     await until('the worker has freed the weights', () => worker.stats().bytesAllocated === 0);
