@@ -23,8 +23,8 @@ export interface RpcDevice {
 
 export interface LoadProgress {
   /**
-   * The weights are hashed first, to find out which of them the workers have already (`'weights'`, only with workers of
-   * this package); then the model itself is loaded, the draft model, and the multimodal projector.
+   * The weights are hashed first, to find out which of them the workers have already (`'weights'`, only with workers
+   * that hold some); then the model itself is loaded, the draft model, and the multimodal projector.
    */
   readonly stage: 'weights' | 'text_model' | 'spec_model' | 'mmproj_model';
   /** 0 to 1 within the stage. */

@@ -25,7 +25,7 @@ Workers::Workers(const EngineOptions & options, std::shared_ptr<rpc::Interrupt> 
 
 void Workers::offer_weights(const std::function<bool(double fraction)> & on_progress) {
     if (std::none_of(workers_.begin(), workers_.end(),
-                     [](const auto & worker) { return worker && worker->extended(); })) {
+                     [](const auto & worker) { return worker && worker->holds_weights(); })) {
         return;
     }
     // The last layers go to the workers, in their order, as params.cc places them.
@@ -46,7 +46,7 @@ void Workers::offer_weights(const std::function<bool(double fraction)> & on_prog
             next += options_.workers[i].layers;
             const bool head = options_.head_on_worker && i + 1 == workers_.size() && outer.count(tensor.name);
             if ((layer < first || layer >= next || layer < 0) && !head) continue;
-            if (!workers_[i] || !workers_[i]->extended()) continue;
+            if (!workers_[i] || !workers_[i]->holds_weights()) continue;
             placed.push_back(tensor);
             worker_of.push_back(i);
         }

@@ -30,7 +30,7 @@ class Workers {
     // The index in options.workers of devices()[i].
     size_t index_of_device(size_t i) const { return index_of_device_[i]; }
 
-    // Hashes the weights that go to workers of this package and asks which of them are there already.
+    // Hashes the weights that go to workers which hold some already, and asks which of them are there.
     // on_progress(fraction) returns false to stop. Throws what rpc::Worker throws.
     void offer_weights(const std::function<bool(double fraction)> & on_progress);
 

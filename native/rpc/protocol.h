@@ -80,10 +80,11 @@ static_assert(sizeof(Tensor) == 296 && GGML_MAX_DIMS == 4 && GGML_MAX_SRC == 10 
 // leaves that 0, so that an upstream peer takes it for "TCP only".
 struct Capabilities {
     uint32_t rdma_queue_pair;
-    char magic[4];    // extension_magic, else there is no extension
-    uint8_t version;  // extension_version; ends with different ones speak plain protocol 7
-    uint8_t status;   // of an answer: HelloStatus; anything but ok is followed by a hang-up
-    uint8_t padding[14];
+    char magic[4];          // extension_magic, else there is no extension
+    uint8_t version;        // extension_version; ends with different ones speak plain protocol 7
+    uint8_t status;         // of an answer: HelloStatus; anything but ok is followed by a hang-up
+    uint8_t holds_weights;  // of an answer: 1 when an offer may find something
+    uint8_t padding[13];
 };
 static_assert(sizeof(Capabilities) == 24, "RPC_CONN_CAPS_SIZE");
 
@@ -183,7 +184,7 @@ struct Offer {
 
 struct WeightRequest {
     Tensor tensor;
-    uint8_t sha256[32];
+    uint8_t sha256[32];  // of put_weight, all zeros: the worker hashes what it gets
 };
 
 // In place of an answer, or unasked: why the worker is about to hang up. Follows an answer size of notice_size.

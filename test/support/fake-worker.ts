@@ -110,6 +110,7 @@ export class FakeWorker implements AsyncDisposable {
           answer.write('drdl', 8, 'latin1');
           answer[12] = 1;
           answer[HELLO_STATUS_OFFSET] = 0;
+          answer[HELLO_STATUS_OFFSET + 1] = 1; // it holds weights, so that it is asked for them
         }
         return answer;
       }

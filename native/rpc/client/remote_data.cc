@@ -9,7 +9,6 @@
 #include "rpc/client/graph_writer.h"
 #include "rpc/client/remote_device.h"
 #include "rpc/graph_work.h"
-#include "rpc/sha256.h"
 
 namespace droid::rpc {
 
@@ -111,10 +110,8 @@ void RemoteDevice::write_whole_weight(const RemoteBuffer & buffer, const ggml_te
             }
             return;
         }
-    } else {
-        const Sha256 hash = sha256(data, size);
-        std::copy(hash.begin(), hash.end(), request.sha256);
     }
+    // Nobody has hashed the others, and the worker does so anyway.
     connection_.send({Command::put_weight, size}, &request, sizeof request, data, size);
     connection_.patience().weight_sent(size);
     counters_.weights_sent += size;

@@ -68,6 +68,7 @@ void RemoteDevice::handshake() {
         connection_.fail_protocol(greeting, "an unknown status");
     }
     extended_ = ours_too && theirs.version == extension_version;
+    holds_weights_ = extended_ && theirs.holds_weights != 0;
 
     connection_.wait(last);
     if (devices == 0) connection_.fail_protocol(counting, "it has no device");

@@ -34,6 +34,7 @@ class RemoteDevice {
     // HELLO and what does not change afterwards, in one round trip.
     void handshake();
     bool extended() const { return extended_; }
+    bool holds_weights() const { return holds_weights_; }
     uint64_t alignment() const { return alignment_; }
     uint64_t max_size() const { return max_size_; }
     std::optional<CodedError> failure() const { return connection_.failure(); }
@@ -116,6 +117,7 @@ class RemoteDevice {
     Connection & connection_;
     WorkerCounters & counters_;
     bool extended_ = false;
+    bool holds_weights_ = false;
     uint64_t alignment_ = 0;
     uint64_t max_size_ = 0;
 

@@ -170,6 +170,10 @@ bool Worker::extended() const {
     return impl_->remote.extended();
 }
 
+bool Worker::holds_weights() const {
+    return impl_->remote.holds_weights();
+}
+
 void Worker::offer(const Manifest & weights) {
     impl_->remote.offer(weights);
 }

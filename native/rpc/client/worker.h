@@ -73,6 +73,9 @@ class Worker {
     // Whether the worker is one of this package, too (protocol extension).
     bool extended() const;
 
+    // Whether it had weights when it was connected, in memory or on disk: else there is no use in an offer.
+    bool holds_weights() const;
+
     // Tells the worker, in one exchange, which weights are about to be placed on it. Those it has will not be sent.
     // Without effect on a worker that is not extended.
     void offer(const Manifest & weights);

@@ -376,6 +376,7 @@ bool Session::welcome(HelloStatus status) {
         std::memcpy(answer.capabilities.magic, extension_magic, sizeof extension_magic);
         answer.capabilities.version = extension_version;
         answer.capabilities.status = static_cast<uint8_t>(status);
+        answer.capabilities.holds_weights = impl_->shared.weights.holds_any();
     }
     try {
         impl_->io.answer(answer);

@@ -70,6 +70,12 @@ WeightStore::~WeightStore() {
     for (ggml_backend_buffer_t buffer : buffer_types_) ggml_backend_buffer_free(buffer);
 }
 
+bool WeightStore::holds_any() {
+    if (cache_ && cache_->counters().files > 0) return true;
+    std::lock_guard<std::mutex> lock(mutex_);
+    return !weights_.empty();
+}
+
 std::shared_ptr<Weight> WeightStore::find(const Sha256 & hash, uint64_t size) {
     std::shared_ptr<Weight> weight;  // goes after the lock, which its destructor takes, too
     std::lock_guard<std::mutex> lock(mutex_);

@@ -87,6 +87,9 @@ class WeightStore {
 
     WeightCache * cache() const { return cache_; }
 
+    // Whether there is any, in memory or in the cache.
+    bool holds_any();
+
     // In memory; null when it is not.
     std::shared_ptr<Weight> find(const Sha256 & hash, uint64_t size);
 
