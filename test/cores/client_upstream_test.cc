@@ -91,18 +91,7 @@ TEST(upstream_copies_clears_and_fills) {
     UpstreamServer server(path);
     const auto worker = connect(server.port);
     Sum sum(worker->device());
-    const std::vector<float> in = random_floats(64, 1);
-    std::vector<float> out(64);
-    ggml_backend_tensor_set(sum.a, in.data(), 0, 256);
-    ggml_backend_tensor_copy(sum.a, sum.b);
-    ggml_backend_tensor_get(sum.b, out.data(), 0, 256);
-    CHECK(in == out);
-    ggml_backend_tensor_memset(sum.b, 0, 0, 128);
-    ggml_backend_tensor_get(sum.b, out.data(), 0, 256);
-    CHECK(out[31] == 0 && out[32] == in[32]);
-    ggml_backend_buffer_clear(sum.buffer.get(), 0);
-    ggml_backend_tensor_get(sum.a, out.data(), 252, 4);
-    CHECK_EQUAL(out[0], 0.0f);
+    check_copies_clears_and_fills(sum);
     for (int i = 0; i < 20; i++) {
         const std::vector<float> result = sum.step(static_cast<float>(i), 3);
         CHECK_EQUAL(result[63], static_cast<float>(i * i + 3));

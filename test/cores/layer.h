@@ -95,4 +95,20 @@ struct Layer {
     }
 };
 
+// What a buffer on a worker can do beside being read and written.
+inline void check_copies_clears_and_fills(Sum & sum) {
+    const std::vector<float> in = random_floats(64, 1);
+    std::vector<float> out(64);
+    ggml_backend_tensor_set(sum.a, in.data(), 0, 256);
+    ggml_backend_tensor_copy(sum.a, sum.b);
+    ggml_backend_tensor_get(sum.b, out.data(), 0, 256);
+    CHECK(in == out);
+    ggml_backend_tensor_memset(sum.b, 0, 0, 128);
+    ggml_backend_tensor_get(sum.b, out.data(), 0, 256);
+    CHECK(out[31] == 0 && out[32] == in[32]);
+    ggml_backend_buffer_clear(sum.buffer.get(), 0);
+    ggml_backend_tensor_get(sum.a, out.data(), 252, 4);
+    CHECK_EQUAL(out[0], 0.0f);
+}
+
 }  // namespace droid::test
