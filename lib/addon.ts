@@ -20,6 +20,19 @@ export interface ModelInfo {
   readonly headBytes: number;
   /** Bytes of F16 keys and values of one token in one layer; 0 where attention is not of the plain kind. */
   readonly kvBytesPerTokenLayer: number;
+  /** Bytes of each layer's weights that one token reads; smaller than `layerBytes` in a mixture of experts. */
+  readonly activeBytesPerLayer: readonly number[];
+  readonly embeddingLength: number;
+  /** The largest one of all layers; in a mixture of experts, those that one token uses added up. */
+  readonly feedForwardLength: number;
+  readonly headCount: number;
+  readonly vocabularySize: number;
+}
+
+/** How fast this machine computes; see `ComputeSpeed` of cluster/types.ts. */
+export interface NativeComputeSpeed {
+  weightBytesPerSecond: number;
+  flopsPerSecond: number;
 }
 
 export interface BuildInfo {
@@ -34,6 +47,8 @@ export interface NativeWorkerOptions {
   endpoint: string;
   host: string;
   port: number;
+  /** A stream socket that is connected to the worker already, the engine's from here on; -1 to connect to host:port. */
+  fd: number;
   /** Repeating layers it gets; 0 for none. */
   layers: number;
 }
@@ -123,6 +138,7 @@ export interface NativeFailure {
 
 /** Validated by lib/; a limit of 0 means the native default. Sizes are bytes. */
 export interface NativeRpcServerOptions {
+  /** Empty: no port of its own; clients come by adopt() alone. */
   host: string;
   port: number;
   threads: number;
@@ -163,6 +179,8 @@ export interface NativeRpcServerStats {
 export interface NativeRpcServer {
   readonly port: number;
   devices(): RpcDevice[];
+  /** Serves a client on a stream socket that is connected already, whose descriptor is the server's from here on. */
+  adopt(fd: number, peer: string): void;
   stats(): NativeRpcServerStats;
   close(): Promise<void>;
 }
@@ -170,7 +188,16 @@ export interface NativeRpcServer {
 interface NativeAddon {
   inspectModel(path: string): Promise<ModelInfo>;
   buildInfo(): BuildInfo;
+  /**
+   * Computes for about this long with that many threads and tells how fast that was; setting up comes on top, tens of
+   * milliseconds. Uses less than 64 MiB. Rejects with `DROID_OUT_OF_MEMORY`.
+   */
+  measureCompute(threads: number, milliseconds: number): Promise<NativeComputeSpeed>;
   setLogLevel(level: number): void;
+  /** Descriptors of two connected stream sockets; whoever gets one closes it. Throws when there are none left. */
+  createSocketPair(): [number, number];
+  /** Closes a descriptor of {@link createSocketPair} that nobody took. */
+  closeDescriptor(fd: number): void;
   shutdown(): void;
   Engine: new (
     options: NativeEngineOptions,
@@ -218,6 +245,11 @@ ${rebuild}
 /** The HTTP endpoints the engine answers. */
 export function engineRoutes(): readonly EngineRoute[] {
   return addon().buildInfo().routes;
+}
+
+/** Closes a descriptor that nobody took. */
+export function closeDescriptor(fd: number): void {
+  addon().closeDescriptor(fd);
 }
 
 /** Gives an error of the addon its class; anything else is returned as it is. */

@@ -95,7 +95,7 @@ class Engine {
     void answer(Request & request);
     void forget(const std::shared_ptr<Request> & request);
 
-    const EngineOptions options_;
+    EngineOptions options_;  // constant but for the workers' addresses, which the engine's thread takes
     Callbacks callbacks_;
     const OnWorkerLost on_worker_lost_;
     std::shared_ptr<rpc::Interrupt> interrupt_ = std::make_shared<rpc::Interrupt>();  // until stop()

@@ -26,8 +26,11 @@ EngineOptions read_options(const Napi::Object & from) {
     const auto workers = from.Get("workers").As<Napi::Array>();
     for (uint32_t i = 0; i < workers.Length(); i++) {
         const auto worker = workers.Get(i).As<Napi::Object>();
-        options.workers.push_back({get_string(worker, "endpoint"), get_string(worker, "host"),
-                                   static_cast<uint16_t>(get_number(worker, "port")),
+        const int fd = worker.Get("fd").IsNumber() ? static_cast<int>(get_number(worker, "fd")) : -1;
+        options.workers.push_back({get_string(worker, "endpoint"),
+                                   fd >= 0 ? rpc::WorkerAddress(rpc::OwnedSocket(fd))
+                                           : rpc::WorkerAddress(get_string(worker, "host"),
+                                                                static_cast<uint16_t>(get_number(worker, "port"))),
                                    static_cast<uint32_t>(get_number(worker, "layers"))});
     }
     const auto timeouts = from.Get("timeouts").As<Napi::Object>();

@@ -2,6 +2,7 @@
 
 #include <napi.h>
 
+#include <atomic>
 #include <functional>
 #include <list>
 #include <memory>
@@ -39,6 +40,9 @@ class Environment {
     Napi::Promise run(Napi::Env env, std::function<Result()> work,
                       std::function<Napi::Value(Napi::Env, Result &)> convert);
 
+    // Whether it is being shut down: work that takes long asks this, from any thread, and ends early.
+    bool ending() const { return down_; }
+
     // JS thread: stops everything, the newest first: an engine before the server whose memory it uses. Idempotent.
     void shutdown();
 
@@ -46,7 +50,7 @@ class Environment {
     std::shared_ptr<Channel> channel_;
     std::list<std::shared_ptr<Stoppable>> open_;
     std::list<std::thread> jobs_;
-    bool down_ = false;
+    std::atomic<bool> down_{false};
 };
 
 // A JS Error with the code.

@@ -1,5 +1,6 @@
 #include "model_info.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -76,6 +77,77 @@ uint64_t get_uint(const gguf_context * gguf, const std::string & key, uint64_t f
         case GGUF_TYPE_UINT64: return gguf_get_val_u64(gguf, id);
         default: return fallback;
     }
+}
+
+template <typename T>
+std::vector<uint64_t> widen(const gguf_context * gguf, int64_t id) {
+    const T * data = static_cast<const T *>(gguf_get_arr_data(gguf, id));
+    std::vector<uint64_t> values;
+    for (size_t i = 0; i < gguf_get_arr_n(gguf, id); i++) {
+        values.push_back(data[i] > 0 ? static_cast<uint64_t>(data[i]) : 0);
+    }
+    return values;
+}
+
+// What may be one unsigned integer or one for each layer; empty when the key is missing or of another type.
+std::vector<uint64_t> get_uints(const gguf_context * gguf, const std::string & key) {
+    const int64_t id = gguf_find_key(gguf, key.c_str());
+    if (id < 0) return {};
+    if (gguf_get_kv_type(gguf, id) != GGUF_TYPE_ARRAY) return {get_uint(gguf, key, 0)};
+    switch (gguf_get_arr_type(gguf, id)) {
+        case GGUF_TYPE_UINT16: return widen<uint16_t>(gguf, id);
+        case GGUF_TYPE_UINT32: return widen<uint32_t>(gguf, id);
+        case GGUF_TYPE_INT32: return widen<int32_t>(gguf, id);
+        case GGUF_TYPE_UINT64: return widen<uint64_t>(gguf, id);
+        case GGUF_TYPE_INT64: return widen<int64_t>(gguf, id);
+        default: return {};
+    }
+}
+
+uint64_t largest(const std::vector<uint64_t> & values) {
+    return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
+
+// What its metadata says about a mixture of experts; no experts in any other model.
+struct Experts {
+    uint64_t count = 0;
+    std::vector<uint64_t> used;  // by one token; of all layers, or of each
+
+    Experts(const gguf_context * gguf, const std::string & arch)
+        : count(get_uint(gguf, arch + ".expert_count", 0)), used(get_uints(gguf, arch + ".expert_used_count")) {}
+
+    uint64_t used_in(size_t layer) const {
+        const uint64_t given = used.size() == 1 ? used[0] : layer < used.size() ? used[layer] : 0;
+        return given > 0 ? std::min(given, count) : count;
+    }
+
+    // Of a tensor in a layer, what one token reads. The experts of a layer are one tensor, its last dimension; shared
+    // ones are tensors of their own.
+    uint64_t active_bytes(const ggml_tensor & tensor, size_t layer) const {
+        const uint64_t bytes = ggml_nbytes(&tensor);
+        const std::string name = ggml_get_name(&tensor);
+        const bool experts = name.find(".ffn_") != std::string::npos && name.find("_exps.") != std::string::npos;
+        const int64_t last = tensor.ne[std::max(ggml_n_dims(&tensor), 1) - 1];
+        if (!experts || count == 0 || static_cast<uint64_t>(last) != count) return bytes;
+        return bytes / count * used_in(layer);
+    }
+};
+
+uint64_t feed_forward_length(const gguf_context * gguf, const std::string & arch, const Experts & experts) {
+    const uint64_t dense = largest(get_uints(gguf, arch + ".feed_forward_length"));
+    if (experts.count == 0) return dense;
+    // Without a length of their own, the experts have that of the layer (Mixtral).
+    uint64_t each = largest(get_uints(gguf, arch + ".expert_feed_forward_length"));
+    if (each == 0) each = dense;
+    uint64_t shared = largest(get_uints(gguf, arch + ".expert_shared_feed_forward_length"));
+    if (shared == 0) shared = get_uint(gguf, arch + ".expert_shared_count", 0) * each;
+    const uint64_t used = std::min(largest(experts.used), experts.count);
+    return std::max(dense, used * each + shared);
+}
+
+uint64_t token_count(const gguf_context * gguf) {
+    const int64_t id = gguf_find_key(gguf, "tokenizer.ggml.tokens");
+    return id >= 0 && gguf_get_kv_type(gguf, id) == GGUF_TYPE_ARRAY ? gguf_get_arr_n(gguf, id) : 0;
 }
 
 uint64_t kv_bytes(const gguf_context * gguf, const std::string & arch) {
@@ -179,6 +251,12 @@ ModelInfo read_model_info(const std::string & path) {
     info.context_length = static_cast<uint32_t>(get_uint(main.gguf, arch + ".context_length", 0));
     info.kv_bytes_per_token_layer = kv_bytes(main.gguf, arch);
     info.layer_bytes.assign(layers, 0);
+    info.active_bytes_per_layer.assign(layers, 0);
+    const Experts experts(main.gguf, arch);
+    info.embedding_length = get_uint(main.gguf, arch + ".embedding_length", 0);
+    info.feed_forward_length = feed_forward_length(main.gguf, arch, experts);
+    info.head_count = largest(get_uints(main.gguf, arch + ".attention.head_count"));
+    info.vocabulary_size = token_count(main.gguf);
 
     bool has_output = false;
     uint64_t tied_embedding_bytes = 0;
@@ -188,6 +266,7 @@ ModelInfo read_model_info(const std::string & path) {
             const int layer = layer_of(name);
             if (layer >= 0 && static_cast<uint64_t>(layer) < layers) {
                 info.layer_bytes[layer] += ggml_nbytes(t);
+                info.active_bytes_per_layer[layer] += experts.active_bytes(*t, static_cast<size_t>(layer));
                 continue;
             }
             info.other_bytes += ggml_nbytes(t);
@@ -199,6 +278,7 @@ ModelInfo read_model_info(const std::string & path) {
             }
             if (name == "token_embd.weight") {
                 tied_embedding_bytes = ggml_nbytes(t);
+                if (info.vocabulary_size == 0) info.vocabulary_size = static_cast<uint64_t>(t->ne[1]);
             }
         }
     });

@@ -18,6 +18,13 @@ struct ModelInfo {
     std::vector<std::string> outer_tensors;  // names of the tensors outside the layers
     uint64_t head_bytes = 0;                 // of the tensors llama.cpp loads into the output layer
     uint64_t kv_bytes_per_token_layer = 0;   // F16 K and V of one token in one layer; 0 when not plain attention
+    // Of layer_bytes, what one token reads: all of it, but for the experts that it is not sent to.
+    std::vector<uint64_t> active_bytes_per_layer;
+    // 0 when the file does not say; the largest where layers differ.
+    uint64_t embedding_length = 0;
+    uint64_t feed_forward_length = 0;  // in a mixture of experts, of all that one token is sent to
+    uint64_t head_count = 0;
+    uint64_t vocabulary_size = 0;
 };
 
 // The repeating layer a tensor belongs to, or -1 for one outside the layers.

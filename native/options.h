@@ -10,8 +10,7 @@ namespace droid {
 
 struct WorkerOptions {
     std::string endpoint;  // as the user gave it, for messages and placement
-    std::string host;
-    uint16_t port = 0;
+    rpc::WorkerAddress address;
     uint32_t layers = 0;  // how many repeating layers the worker gets
 };
 

@@ -29,7 +29,8 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
         return DefineClass(
             env, "RpcServer",
             {InstanceAccessor<&RpcServerHandle::port>("port"), InstanceMethod<&RpcServerHandle::devices>("devices"),
-             InstanceMethod<&RpcServerHandle::stats>("stats"), InstanceMethod<&RpcServerHandle::close>("close")});
+             InstanceMethod<&RpcServerHandle::adopt>("adopt"), InstanceMethod<&RpcServerHandle::stats>("stats"),
+             InstanceMethod<&RpcServerHandle::close>("close")});
     }
 
     // new RpcServer(options, onEvent(line)?) listens at once; it keeps the event loop alive until it is closed.
@@ -90,6 +91,11 @@ class RpcServerHandle : public Napi::ObjectWrap<RpcServerHandle> {
             list.Set(list.Length(), js);
         }
         return list;
+    }
+
+    // adopt(fd, peer)
+    void adopt(const Napi::CallbackInfo & info) {
+        open_->server.adopt(info[0].As<Napi::Number>().Int32Value(), info[1].As<Napi::String>().Utf8Value());
     }
 
     Napi::Value stats(const Napi::CallbackInfo & info) {

@@ -8,15 +8,17 @@
 
 namespace droid {
 
-Workers::Workers(const EngineOptions & options, std::shared_ptr<rpc::Interrupt> interrupt, const OnLost & on_lost)
+Workers::Workers(EngineOptions & options, std::shared_ptr<rpc::Interrupt> interrupt, const OnLost & on_lost)
     : options_(options) {
+    std::vector<rpc::WorkerAddress> addresses;
+    for (WorkerOptions & worker : options.workers) addresses.push_back(std::move(worker.address));
     for (size_t i = 0; i < options.workers.size(); i++) {
         const WorkerOptions & worker = options.workers[i];
         const bool has_head = options.head_on_worker && i + 1 == options.workers.size();
         workers_.push_back(nullptr);
         if (worker.layers == 0 && !has_head) continue;
         workers_.back() =
-            std::make_unique<rpc::Worker>(worker.endpoint, worker.host, worker.port, options.timeouts, interrupt,
+            std::make_unique<rpc::Worker>(worker.endpoint, std::move(addresses[i]), options.timeouts, interrupt,
                                           [on_lost, i](const CodedError & error) { on_lost(i, error); });
         devices_.push_back(workers_.back()->device());
         index_of_device_.push_back(i);

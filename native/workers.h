@@ -21,9 +21,10 @@ class Workers {
   public:
     using OnLost = std::function<void(size_t index, const CodedError & error)>;
 
-    // Connects to each of options.workers that has a part of the model. on_lost comes from any thread, with the index
-    // in options.workers. Throws what rpc::Worker throws.
-    Workers(const EngineOptions & options, std::shared_ptr<rpc::Interrupt> interrupt, const OnLost & on_lost);
+    // Connects to each of options.workers that has a part of the model, and takes the addresses of all of them: no
+    // socket stays open that no worker uses, also when this throws. on_lost comes from any thread, with the index in
+    // options.workers. Throws what rpc::Worker throws.
+    Workers(EngineOptions & options, std::shared_ptr<rpc::Interrupt> interrupt, const OnLost & on_lost);
 
     // One for each connected worker, in the order of options.workers.
     const std::vector<ggml_backend_dev_t> & devices() const { return devices_; }

@@ -131,6 +131,16 @@ Addresses resolve_within(const std::string & host, uint16_t port, int interrupt_
 
 }  // namespace
 
+OwnedSocket & OwnedSocket::operator=(OwnedSocket && other) noexcept {
+    if (fd_ >= 0 && this != &other) close(fd_);
+    fd_ = other.release();
+    return *this;
+}
+
+OwnedSocket::~OwnedSocket() {
+    if (fd_ >= 0) close(fd_);
+}
+
 int connect_tcp(const std::string & endpoint, const std::string & host, uint16_t port, int timeout_ms,
                 int interrupt_fd) {
     const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
@@ -200,6 +210,24 @@ std::pair<int, uint16_t> listen_tcp(const std::string & host, uint16_t port) {
     const uint16_t got = bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6 &>(bound).sin6_port
                                                      : reinterpret_cast<sockaddr_in &>(bound).sin_port;
     return {fd, ntohs(got)};
+}
+
+std::pair<int, int> socket_pair() {
+    int fds[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) {
+        throw CodedError("DROID_INVALID_ARGUMENT",
+                         std::string("Cannot make a pair of sockets: ") + std::strerror(errno) + ".");
+    }
+    const int on = 1;
+    for (const int fd : fds) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifdef SO_NOSIGPIPE
+        setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#else
+        (void)on;
+#endif
+    }
+    return {fds[0], fds[1]};
 }
 
 void tune_socket(int fd, const Keepalive & keepalive) {

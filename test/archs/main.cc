@@ -51,7 +51,7 @@ void read_log(ggml_log_level level, const char * text, void *) {
 }
 
 bool run(const std::string & name, uint16_t port, int layers) {
-    rpc::Worker worker("127.0.0.1:" + std::to_string(port), "127.0.0.1", port, {}, nullptr);
+    rpc::Worker worker("127.0.0.1:" + std::to_string(port), {"127.0.0.1", port}, {}, nullptr);
     refused.clear();
     splits.clear();
     supports_op = worker.device()->iface.supports_op;

@@ -435,7 +435,7 @@ TEST(connecting_to_nothing) {
     }
     CHECK_EQUAL(code, std::string("DROID_ENDPOINT_REFUSED"));
     try {
-        Worker("x", "no.such.host.invalid", port, short_timeouts(), nullptr);
+        Worker("x", {"no.such.host.invalid", port}, short_timeouts(), nullptr);
     } catch (const CodedError & error) {
         code = error.code();
     }
@@ -444,6 +444,6 @@ TEST(connecting_to_nothing) {
 
 TEST(names_are_resolved) {
     FakeWorker fake(true);
-    const Worker worker("localhost", "localhost", fake.port, usual_timeouts(), nullptr);
+    const Worker worker("localhost", {"localhost", fake.port}, usual_timeouts(), nullptr);
     CHECK(worker.extended());
 }

@@ -22,6 +22,7 @@ namespace droid::test {
 using Clock = std::chrono::steady_clock;
 using droid::rpc::Interrupt;
 using droid::rpc::Worker;
+using droid::rpc::WorkerAddress;
 using droid::rpc::WorkerTimeouts;
 
 // Failures that C code hears of are logged; here each is expected.
@@ -65,9 +66,25 @@ inline bool comes_back_to(int count, const char * directory) {
 inline std::unique_ptr<Worker> connect(uint16_t port, const WorkerTimeouts & timeouts = usual_timeouts(),
                                        std::shared_ptr<Interrupt> interrupt = nullptr,
                                        std::function<void(const CodedError &)> on_lost = {}) {
-    return std::make_unique<Worker>("127.0.0.1:" + std::to_string(port), "127.0.0.1", port, timeouts,
+    return std::make_unique<Worker>("127.0.0.1:" + std::to_string(port), WorkerAddress("127.0.0.1", port), timeouts,
                                     std::move(interrupt), std::move(on_lost));
 }
+
+// A worker whose connection is a pair of sockets, of which theirs is the other end's.
+struct Pair {
+    droid::rpc::OwnedSocket ours, theirs;
+    Pair() {
+        const auto [first, second] = droid::rpc::socket_pair();
+        ours = droid::rpc::OwnedSocket(first);
+        theirs = droid::rpc::OwnedSocket(second);
+    }
+    std::unique_ptr<Worker> connect(const WorkerTimeouts & timeouts = usual_timeouts(),
+                                    std::shared_ptr<Interrupt> interrupt = nullptr,
+                                    std::function<void(const CodedError &)> on_lost = {}) {
+        return std::make_unique<Worker>("pair", WorkerAddress(std::move(ours)), timeouts, std::move(interrupt),
+                                        std::move(on_lost));
+    }
+};
 
 // out = a * a + b, all of n floats, on a backend.
 struct Sum {

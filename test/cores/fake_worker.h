@@ -38,6 +38,11 @@ class FakeWorker {
         std::tie(listener_, port) = droid::rpc::listen_tcp("127.0.0.1", 0);
         thread_ = std::thread([this] { serve(); });
     }
+    // At the other end of a socket that is connected already.
+    FakeWorker(droid::rpc::OwnedSocket socket, bool extended, Script script = {})
+        : extended_(extended), script_(std::move(script)), client_(socket.release()) {
+        thread_ = std::thread([this] { serve_client(client_); });
+    }
     ~FakeWorker() {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -45,9 +50,9 @@ class FakeWorker {
             if (client_ >= 0) droid::rpc::shutdown_socket(client_);
         }
         changed_.notify_all();
-        droid::rpc::shutdown_socket(listener_);
+        if (listener_ >= 0) droid::rpc::shutdown_socket(listener_);
         thread_.join();
-        close(listener_);
+        if (listener_ >= 0) close(listener_);
     }
 
     uint16_t port = 0;
@@ -119,6 +124,10 @@ class FakeWorker {
             if (stopping_ && fd >= 0) droid::rpc::shutdown_socket(fd);
         }
         if (fd >= 0) droid::rpc::tune_socket(fd);
+        serve_client(fd);
+    }
+
+    void serve_client(int fd) {
         int index = 0;
         while (fd >= 0 && !hung_up_) {
             uint8_t command;

@@ -12,16 +12,19 @@
 
 namespace droid::test {
 
-// A server on loopback and what it said.
+// A server on loopback, or one that only adopts, and what it said.
 struct TestServer {
+    enum class Port { any, none };
+
     std::mutex mutex;
     std::vector<std::string> lines;
     Server server;
 
-    explicit TestServer(ServerOptions options = {}) : server(with_events(std::move(options))) {}
+    explicit TestServer(ServerOptions options = {}, Port port = Port::any)
+        : server(with_events(std::move(options), port)) {}
 
-    ServerOptions with_events(ServerOptions options) {
-        if (options.host.empty()) options.host = "127.0.0.1";
+    ServerOptions with_events(ServerOptions options, Port port) {
+        if (port == Port::any && options.host.empty()) options.host = "127.0.0.1";
         options.on_event = [this](const std::string & line) {
             std::lock_guard<std::mutex> lock(mutex);
             lines.push_back(line);

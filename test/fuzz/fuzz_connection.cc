@@ -129,7 +129,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     worker.expect([&](int fd, const iovec * pieces, int count) { return liar.answer(fd, pieces, count); });
     const auto started = std::chrono::steady_clock::now();
     try {
-        Worker client("fuzz", "127.0.0.1", worker.port(), impatient(), nullptr);
+        Worker client("fuzz", {"127.0.0.1", worker.port()}, impatient(), nullptr);
         droid::fuzz::drive(client);
     } catch (const CodedError & error) {
         if (error.code().compare(0, 6, "DROID_") != 0 || !*error.what()) found("an error without a code or a text");

@@ -56,7 +56,7 @@ Conversation record(bool plain, const std::function<void(Worker &)> & use) {
             conversation.requests.insert(conversation.requests.end(), bytes, bytes + size);
         });
     {
-        Worker client("seeds", "127.0.0.1", worker.port(), {}, nullptr);
+        Worker client("seeds", {"127.0.0.1", worker.port()}, {}, nullptr);
         use(client);
     }
     worker.wait();

@@ -31,22 +31,23 @@ int seconds_up(int ms) {
     return std::max(1, (ms + 999) / 1000);
 }
 
+OwnedSocket open(WorkerAddress & address, const std::string & endpoint, int timeout_ms, int interrupt_fd) {
+    if (address.socket) return std::move(address.socket);
+    return OwnedSocket(connect_tcp(endpoint, address.host, address.port, timeout_ms, interrupt_fd));
+}
+
 }  // namespace
 
-Connection::Connection(std::string endpoint, const std::string & host, uint16_t port, const WorkerTimeouts & timeouts,
+Connection::Connection(std::string endpoint, WorkerAddress address, const WorkerTimeouts & timeouts,
                        std::shared_ptr<Interrupt> interrupt, WorkerCounters & counters)
     : endpoint_(std::move(endpoint)),
       timeouts_(timeouts),
       interrupt_(std::move(interrupt)),
       counters_(counters),
-      fd_(connect_tcp(endpoint_, host, port, timeouts.connect_ms, interrupt_->fd())) {
-    try {
-        outgoing_.reserve(2 * outgoing_limit);
-        incoming_.resize(incoming_size);
-    } catch (...) {
-        close_socket(fd_);
-        throw;
-    }
+      socket_(open(address, endpoint_, timeouts.connect_ms, interrupt_->fd())),
+      fd_(socket_.get()) {
+    outgoing_.reserve(2 * outgoing_limit);
+    incoming_.resize(incoming_size);
     set_nonblocking(fd_);
     const int interval = seconds_up(timeouts_.keepalive_interval_ms);
     tune_socket(fd_, {seconds_up(timeouts_.keepalive_idle_ms), interval,
@@ -57,10 +58,9 @@ Connection::Connection(std::string endpoint, const std::string & host, uint16_t 
 Connection::~Connection() {
     watcher_.reset();
     if (failed_) {
-        abort_socket(fd_);
+        abort_socket(socket_.release());
     } else {
         flush_some();
-        close_socket(fd_);
     }
 }
 

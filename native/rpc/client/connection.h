@@ -37,7 +37,7 @@ struct Answer {
     const void * owner = nullptr;  // for forget()
 };
 
-// One TCP connection to a worker, with requests in order and answers in the same order.
+// One connection to a worker, with requests in order and answers in the same order.
 //
 // Requests collect in a buffer and leave together: with flush(), before a wait, or when there are many. While sending
 // waits for a busy worker, the answers that come meanwhile are taken, so that the two ends never wait for each other.
@@ -50,7 +50,7 @@ class Connection {
     using Ticket = uint64_t;  // of an answer; counts from 1
 
     // Throws what connect_tcp() throws.
-    Connection(std::string endpoint, const std::string & host, uint16_t port, const WorkerTimeouts & timeouts,
+    Connection(std::string endpoint, WorkerAddress address, const WorkerTimeouts & timeouts,
                std::shared_ptr<Interrupt> interrupt, WorkerCounters & counters);
     ~Connection();
     Connection(const Connection &) = delete;
@@ -136,7 +136,8 @@ class Connection {
     const WorkerTimeouts timeouts_;
     const std::shared_ptr<Interrupt> interrupt_;
     WorkerCounters & counters_;
-    const int fd_;
+    OwnedSocket socket_;
+    const int fd_;  // of socket_
 
     std::mutex mutex_;
     mutable std::mutex failure_mutex_;

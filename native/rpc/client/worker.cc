@@ -30,9 +30,9 @@ ggml_guid_t backend_guid() {
 }  // namespace
 
 struct Worker::Impl {
-    Impl(std::string endpoint, const std::string & host, uint16_t port, const WorkerTimeouts & timeouts,
+    Impl(std::string endpoint, WorkerAddress address, const WorkerTimeouts & timeouts,
          std::shared_ptr<Interrupt> interrupt)
-        : connection(std::move(endpoint), host, port, timeouts,
+        : connection(std::move(endpoint), std::move(address), timeouts,
                      interrupt ? std::move(interrupt) : std::make_shared<Interrupt>(), counters),
           remote(connection, counters),
           name(unique_name()),
@@ -145,9 +145,9 @@ struct Worker::Impl {
     RemoteBufferType buffer_type;
 };
 
-Worker::Worker(std::string endpoint, const std::string & host, uint16_t port, const WorkerTimeouts & timeouts,
+Worker::Worker(std::string endpoint, WorkerAddress address, const WorkerTimeouts & timeouts,
                std::shared_ptr<Interrupt> interrupt, std::function<void(const CodedError &)> on_lost)
-    : impl_(std::make_unique<Impl>(std::move(endpoint), host, port, timeouts, std::move(interrupt))) {
+    : impl_(std::make_unique<Impl>(std::move(endpoint), std::move(address), timeouts, std::move(interrupt))) {
     impl_->remote.handshake();
     impl_->connection.end_handshake(std::move(on_lost));
 }

@@ -11,8 +11,20 @@
 #include "ggml-backend.h"
 #include "rpc/client/interrupt.h"
 #include "rpc/client/manifest.h"
+#include "rpc/socket.h"
 
 namespace droid::rpc {
+
+// Where a worker is reached: a TCP port, or a stream socket that is connected to it already, which goes with this.
+struct WorkerAddress {
+    WorkerAddress() = default;
+    WorkerAddress(std::string host, uint16_t port) : host(std::move(host)), port(port) {}
+    explicit WorkerAddress(OwnedSocket socket) : socket(std::move(socket)) {}
+
+    std::string host;
+    uint16_t port = 0;
+    OwnedSocket socket;  // empty: connect to host:port
+};
 
 // How long to wait for a worker, in milliseconds.
 struct WorkerTimeouts {
@@ -42,7 +54,7 @@ struct WorkerCounters {
     std::atomic<uint64_t> weights_reused{0};  // bytes that the worker had already
 };
 
-// A worker as a ggml device: device 0 of an RPC server, over one TCP connection of its own.
+// A worker as a ggml device: device 0 of an RPC server, over one connection of its own.
 //
 // Models and contexts on the device are used by one thread at a time and freed before the Worker. The first failure is
 // final: it closes the connection, every later call fails at once with the same error, and freeing is local.
@@ -57,10 +69,10 @@ struct WorkerCounters {
 // Each message names the endpoint and the last thing the worker was asked.
 class Worker {
   public:
-    // Connects and greets. Throws CodedError DROID_ENDPOINT_TIMEOUT, _REFUSED or _UNREACHABLE while connecting;
-    // DROID_VERSION_MISMATCH, DROID_WORKER_BUSY (it has as many masters as it takes), or one of the above after.
-    // on_lost comes once, from any thread, for a failure that was not an interruption.
-    Worker(std::string endpoint, const std::string & host, uint16_t port, const WorkerTimeouts & timeouts,
+    // Connects, unless the address is a socket, and greets. Throws CodedError DROID_ENDPOINT_TIMEOUT, _REFUSED or
+    // _UNREACHABLE while connecting; DROID_VERSION_MISMATCH, DROID_WORKER_BUSY (it has as many masters as it takes), or
+    // one of the above after. on_lost comes once, from any thread, for a failure that was not an interruption.
+    Worker(std::string endpoint, WorkerAddress address, const WorkerTimeouts & timeouts,
            std::shared_ptr<Interrupt> interrupt, std::function<void(const CodedError &)> on_lost = {});
     ~Worker();
     Worker(const Worker &) = delete;

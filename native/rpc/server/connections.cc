@@ -1,6 +1,7 @@
 #include "rpc/server/connections.h"
 
-#include <system_error>
+#include <algorithm>
+#include <exception>
 #include <vector>
 
 #include "rpc/socket.h"
@@ -9,12 +10,17 @@ namespace droid::rpc {
 
 bool Connections::start(int fd, std::string peer, size_t limit, std::function<void(ClientConnection &)> serve) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (stopping_ || list_.size() >= limit) {
+    const auto open =
+        std::count_if(list_.begin(), list_.end(), [](const auto & connection) { return !connection->done; });
+    if (stopping_ || static_cast<size_t>(open) >= limit) {
         close_socket(fd);
         return false;
     }
-    ClientConnection & connection = *list_.emplace_back(std::make_unique<ClientConnection>(fd, std::move(peer)));
+    OwnedSocket socket(fd);
+    const size_t before = list_.size();
     try {
+        auto owned = std::make_unique<ClientConnection>(fd, std::move(peer));
+        ClientConnection & connection = *list_.emplace_back(std::move(owned));
         connection.thread = std::thread([this, &connection, serve = std::move(serve)] {
             serve(connection);
             {
@@ -25,11 +31,11 @@ bool Connections::start(int fd, std::string peer, size_t limit, std::function<vo
             }
             on_end_();
         });
-    } catch (const std::system_error &) {
-        close_socket(fd);
-        list_.pop_back();
+    } catch (const std::exception &) {
+        list_.resize(before);
         return false;
     }
+    socket.release();
     return true;
 }
 

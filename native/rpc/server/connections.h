@@ -35,10 +35,10 @@ class Connections {
     Connections & operator=(const Connections &) = delete;
 
     // Has serve called for a socket in a thread of its own, which closes it. False, and the socket closed, when there
-    // are limit connections already or no thread can be had.
+    // are limit open connections already or no thread can be had.
     bool start(int fd, std::string peer, size_t limit, std::function<void(ClientConnection &)> serve);
 
-    // Joins the threads that have ended.
+    // Joins the threads that have ended. Not while stop() runs: it would not know of those.
     void reap();
 
     // Writes notice to those that can be told, disconnects all and waits for their threads.

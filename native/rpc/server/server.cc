@@ -74,7 +74,7 @@ struct Server::Impl {
           weights(budget, cache.get(), counters),
           compute(options.threads, budget),
           connections([this] { wake(); }) {
-        std::tie(listen_fd, port) = listen_tcp(options.host, options.port);
+        if (!options.host.empty()) std::tie(listen_fd, port) = listen_tcp(options.host, options.port);
         try {
             if (pipe(wake_pipe) != 0) throw CodedError("DROID_INVALID_ARGUMENT", "No file descriptor is left.");
             for (const int fd : wake_pipe) {
@@ -82,7 +82,7 @@ struct Server::Impl {
                 fcntl(fd, F_SETFL, O_NONBLOCK);
             }
             // Between poll() and accept() a client may have gone.
-            fcntl(listen_fd, F_SETFL, O_NONBLOCK);
+            if (listen_fd >= 0) fcntl(listen_fd, F_SETFL, O_NONBLOCK);
             acceptor = std::thread([this] { accept_loop(); });
         } catch (...) {
             close_descriptors();
@@ -102,7 +102,7 @@ struct Server::Impl {
     }
 
     void close_descriptors() {
-        close_socket(listen_fd);
+        if (listen_fd >= 0) close_socket(listen_fd);
         for (const int fd : wake_pipe) {
             if (fd >= 0) close(fd);
         }
@@ -117,7 +117,7 @@ struct Server::Impl {
         int listening = listen_fd;
         for (;;) {
             pollfd waiting[2] = {{wake_pipe[0], POLLIN, 0}, {listening, POLLIN, 0}};
-            const int ready = poll(waiting, 2, listening < 0 ? accept_pause_ms : -1);
+            const int ready = poll(waiting, 2, listening == listen_fd ? -1 : accept_pause_ms);
             listening = listen_fd;
             if (ready < 0) continue;
             if (waiting[0].revents) {
@@ -136,17 +136,21 @@ struct Server::Impl {
         socklen_t length = sizeof address;
         const int fd = accept(listen_fd, reinterpret_cast<sockaddr *>(&address), &length);
         if (fd < 0) return errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM;
+        admit(fd, peer_name(address, length));
+        return true;
+    }
+
+    void admit(int fd, const std::string & peer) {
         fcntl(fd, F_SETFD, FD_CLOEXEC);
-        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);  // macOS takes it over from the listening socket
+        // macOS takes it over from the listening socket, and an adopted one may have been another's before.
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
         tune_client_socket(fd);
-        connections.reap();
-        const std::string peer = peer_name(address, length);
         const size_t limit = static_cast<size_t>(std::max(options.max_clients, 0)) + max_waiting;
         if (!connections.start(fd, peer, limit, [this](ClientConnection & connection) { serve(connection); })) {
             counters.clients_refused++;
-            event("client " + peer + " turned away: too many connections");
+            event("client " + peer +
+                  " turned away: " + (is_stopping() ? "the worker is shutting down" : "too many connections"));
         }
-        return true;
     }
 
     bool take_slot() {
@@ -245,6 +249,10 @@ std::vector<DeviceInfo> Server::devices() const {
     ggml_backend_dev_t cpu = ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0);
     return {
         {ggml_backend_dev_name(cpu), ggml_backend_dev_description(cpu), impl_->budget.limit(), impl_->budget.left()}};
+}
+
+void Server::adopt(int fd, const std::string & peer) {
+    impl_->admit(fd, peer);
 }
 
 void Server::stop() {

@@ -12,7 +12,7 @@ namespace droid::rpc {
 using EventFn = std::function<void(const std::string & line)>;
 
 struct ServerOptions {
-    std::string host;
+    std::string host;   // empty: no port; clients come by adopt() alone
     uint16_t port = 0;  // 0: any that is free
     int threads = 1;    // that compute, for all clients together
     int max_clients = 8;
@@ -29,7 +29,7 @@ struct ServerOptions {
 struct ServerCounters {
     std::atomic<uint64_t> clients{0};
     std::atomic<uint64_t> clients_total{0};
-    std::atomic<uint64_t> clients_refused{0};  // over max_clients, or without a handshake
+    std::atomic<uint64_t> clients_refused{0};  // over max_clients, without a handshake, or after stop()
     std::atomic<uint64_t> clients_dropped{0};  // for something they sent
     std::atomic<uint64_t> graphs_computed{0};
     std::atomic<uint64_t> compute_us{0};
@@ -64,9 +64,14 @@ class Server {
     Server(const Server &) = delete;
     Server & operator=(const Server &) = delete;
 
+    // 0 without a port.
     uint16_t port() const;
     const ServerCounters & counters() const;
     std::vector<DeviceInfo> devices() const;
+
+    // Serves a client on a stream socket that is connected already, which is the server's to close from here on. Too
+    // many of them are turned away as they are at the port. peer: its name for events. From any thread.
+    void adopt(int fd, const std::string & peer);
 
     // Disconnects every client, telling those that can be told, and waits until the running graph is done.
     // Idempotent, from any thread.
