@@ -15,7 +15,14 @@ export const ERROR_CODES = {
     'Nothing answered at the endpoint in time: Android drops incoming connections like this, and what is no worker may keep silent.',
   DROID_ENDPOINT_REFUSED: 'The device answered, but nothing listens on that port.',
   DROID_ENDPOINT_UNREACHABLE: 'There is no route to the host, or its name does not resolve.',
-  DROID_VERSION_MISMATCH: 'The endpoint answered in another version of the RPC protocol, or in none.',
+  DROID_VERSION_MISMATCH:
+    'The endpoint answered in another version of the RPC protocol, or in none; or a member of the cluster runs another build.',
+  DROID_MEMBER_REFUSED:
+    'A member of the cluster was turned away, or turned this device away: two have the same id, or one sent what no member sends.',
+  DROID_TOKEN_REJECTED: 'The other end has another join token, or is no droid-llama at all.',
+  DROID_INSECURE:
+    'Plain, unauthenticated RPC with another device was not asked for by name: use a token, or `insecure` and know why.',
+  DROID_NOT_READY: 'The cluster had no loaded model within the time that a request waits.',
   DROID_WORKER_BUSY: 'The worker has as many masters as it takes, or is about to end.',
   DROID_WORKER_LOST:
     'A worker hung up or fell silent while it was needed; close the context, and make a new one once the worker is back.',

@@ -54,9 +54,9 @@ export function separateCores() {
   }
 }
 
-/** @returns {Promise<Worker>} */
-export async function startOurWorker() {
-  const command = [...workerPrefix, process.execPath, workerScript, JSON.stringify({ threads: 1 })];
+/** @param {{ token?: string }} [options] @returns {Promise<Worker>} */
+export async function startOurWorker(options = {}) {
+  const command = [...workerPrefix, process.execPath, workerScript, JSON.stringify({ threads: 1, ...options })];
   const child = spawn(command[0] ?? '', command.slice(1), { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
   const stop = stopping(child);
   const [{ port }] = await Promise.race([once(child, 'message'), ended(child, 'our worker')]);
@@ -75,9 +75,10 @@ export async function startUpstreamWorker() {
 /**
  * @param {BenchModel} model
  * @param {number} port of the worker
+ * @param {{ token?: string }} [options]
  * @returns {Promise<Master>}
  */
-export async function startOurMaster(model, port) {
+export async function startOurMaster(model, port, options = {}) {
   const { createDistributedContext } = await import('../../dist/index.js');
   const start = performance.now();
   const ctx = await createDistributedContext({
@@ -86,6 +87,7 @@ export async function startOurMaster(model, port) {
     tensorSplit: [0.5, 0.5],
     threads: 1,
     contextSize: CONTEXT_SIZE,
+    ...options,
   });
   const loadSeconds = (performance.now() - start) / 1000;
   return {
