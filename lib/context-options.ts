@@ -1,8 +1,9 @@
 /** The options of createDistributedContext: what they mean, their defaults, and the checks that need no I/O. */
 import { isLogLevel, type LogLevel, type NativeEngineOptions, type NativeTimeouts } from './addon.js';
+import { parseEndpoint } from './endpoint.js';
 import type { DroidLlamaError } from './errors.js';
 import { checkTensorSplit } from './placement.js';
-import { parseEndpoint } from './probe.js';
+import { checkSecurity } from './security.js';
 import type { LoadProgress } from './types.js';
 import {
   invalid,
@@ -29,11 +30,14 @@ export interface WorkerTimeouts {
   handshakeMs?: number;
   /** Until an answer is there, on top of the time that the work asked for takes to compute and to send. Default 15 s. */
   answerMs?: number;
-  /** Silence after which TCP asks whether the worker is still there. Default 5 s. */
+  /** Silence after which TCP asks whether the worker is still there. Default 5 s, and always that with a token. */
   keepAliveIdleMs?: number;
-  /** From one such question to the next. Default 2 s. */
+  /** From one such question to the next. Default 2 s; with a token always 1 s. */
   keepAliveIntervalMs?: number;
-  /** Until TCP gives up on what was sent and not acknowledged, where the system has such a limit. Default 15 s. */
+  /**
+   * Until TCP gives up on what was sent and not acknowledged, where the system has such a limit. Default 15 s; with a
+   * token there is none but `answerMs`.
+   */
   userTimeoutMs?: number;
 }
 
@@ -42,6 +46,16 @@ export interface DistributedContextOptions {
   model: string;
   /** Workers as `'host:port'`, in the order of their layers. Default: none, everything stays here. */
   rpc?: readonly string[];
+  /**
+   * The join token that the workers were started with: RPC is encrypted, and both ends prove that they have it. Without
+   * one RPC is plain, which needs `insecure` as soon as a worker is on another device.
+   */
+  token?: string;
+  /**
+   * Speak plain RPC with workers on other devices too, such as llama.cpp's own `ggml-rpc-server`: whoever is in the
+   * network can read and change it. Default false.
+   */
+  insecure?: boolean;
   /**
    * The share of the layers' bytes each device holds, master first; only the ratio counts.
    * `[0, 1]` puts every layer on the worker, `[1, 0]` none. Default: layers follow the devices' free memory.
@@ -94,9 +108,11 @@ export interface DistributedContextOptions {
   signal?: AbortSignal;
 }
 
+/** The options of a context whose workers are reached over streams that are safe already. */
+export type LinkedContextOptions = Omit<DistributedContextOptions, 'rpc' | 'token' | 'insecure'>;
+
 /** The options with their defaults; where they go to the engine as they are, 0 and '' stand for its own default. */
 export interface CheckedOptions extends Omit<NativeEngineOptions, 'workers' | 'outerTensors'> {
-  rpc: readonly string[];
   tensorSplit: readonly number[] | undefined;
   logLevel: LogLevel | undefined;
   onWorkerLost: (error: DroidLlamaError, endpoint: string) => void;
@@ -107,6 +123,8 @@ export interface CheckedOptions extends Omit<NativeEngineOptions, 'workers' | 'o
 const OPTION_NAMES: readonly (keyof DistributedContextOptions)[] = [
   'model',
   'rpc',
+  'token',
+  'insecure',
   'tensorSplit',
   'head',
   'contextSize',
@@ -143,18 +161,38 @@ const DEFAULT_TIMEOUTS: Readonly<NativeTimeouts> = {
   userTimeoutMs: 15_000,
 };
 
-/** Throws `DROID_INVALID_ARGUMENT`. */
-export function checkOptions(options: DistributedContextOptions, maxWorkers: number): CheckedOptions {
+export interface CheckedAccess {
+  readonly rpc: readonly string[];
+  /** Undefined for plain RPC. */
+  readonly token: string | undefined;
+}
+
+/** Throws `DROID_INVALID_ARGUMENT` or `DROID_INSECURE`. */
+export function checkOptions(options: DistributedContextOptions, maxWorkers: number): CheckedOptions & CheckedAccess {
   plainObject('options', options);
   knownKeys('createDistributedContext()', options, OPTION_NAMES);
-  const rpc = checkEndpoints(options.rpc, maxWorkers);
+  const rpc = checkEndpoints(options.rpc);
+  const token = checkSecurity(
+    options,
+    rpc.map((endpoint) => parseEndpoint(endpoint).host),
+  );
+  return { ...checkLinkedOptions(options, rpc.length, maxWorkers), rpc, token };
+}
+
+/** The same without `rpc` and its security, for a context with that many workers. Throws `DROID_INVALID_ARGUMENT`. */
+export function checkLinkedOptions(options: LinkedContextOptions, workers: number, maxWorkers: number): CheckedOptions {
+  plainObject('options', options);
+  knownKeys('createDistributedContext()', options, OPTION_NAMES);
+  if (workers > maxWorkers) {
+    invalid(`rpc names ${workers} workers; ggml takes at most ${maxWorkers} beside the master.`);
+  }
   const head = optionalOneOf('head', options.head, ['master', 'worker']) ?? 'master';
-  if (head === 'worker' && rpc.length === 0) invalid("head is 'worker', but rpc names no worker.");
+  if (head === 'worker' && workers === 0) invalid("head is 'worker', but rpc names no worker.");
   if (options.tensorSplit !== undefined) {
     if (!Array.isArray(options.tensorSplit)) {
       invalid(`tensorSplit is ${show(options.tensorSplit)}; it must be an array of numbers.`);
     }
-    checkTensorSplit([...options.tensorSplit], rpc.length);
+    checkTensorSplit([...options.tensorSplit], workers);
   }
   for (const name of ['onProgress', 'onWorkerLost'] as const) {
     if (options[name] !== undefined && typeof options[name] !== 'function') invalid(`${name} must be a function.`);
@@ -170,7 +208,6 @@ export function checkOptions(options: DistributedContextOptions, maxWorkers: num
   const ubatchMin = options.embeddings || options.reranking ? batchMin : 1;
   return {
     model: optionalString('model', options.model) ?? invalid('model is missing; it must be the path of a GGUF file.'),
-    rpc,
     tensorSplit: options.tensorSplit && [...options.tensorSplit],
     headOnWorker: head === 'worker',
     contextSize:
@@ -199,11 +236,8 @@ export function checkOptions(options: DistributedContextOptions, maxWorkers: num
   };
 }
 
-function checkEndpoints(value: unknown, maxWorkers: number): readonly string[] {
+function checkEndpoints(value: unknown): readonly string[] {
   const endpoints = stringArray('rpc', value);
-  if (endpoints.length > maxWorkers) {
-    invalid(`rpc names ${endpoints.length} workers; ggml takes at most ${maxWorkers} beside the master.`);
-  }
   const seen = new Set<string>();
   for (const endpoint of endpoints) {
     const { host, port } = parseEndpoint(endpoint);

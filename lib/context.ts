@@ -1,5 +1,3 @@
-import { access, constants } from 'node:fs/promises';
-import { freemem } from 'node:os';
 import {
   addon,
   type NativeEngine,
@@ -8,23 +6,20 @@ import {
   toDroidLlamaError,
   workerFailure,
 } from './addon.js';
-import { type CheckedOptions, checkOptions, type DistributedContextOptions } from './context-options.js';
+import {
+  type CheckedOptions,
+  checkLinkedOptions,
+  checkOptions,
+  type DistributedContextOptions,
+  type LinkedContextOptions,
+} from './context-options.js';
 import { type RequestBody, sendRequest } from './engine-request.js';
-import { DroidLlamaError, splitCode } from './errors.js';
+import { DroidLlamaError } from './errors.js';
 import type { HttpServer, HttpServerOptions } from './http/server.js';
-import { type DeviceMemory, planLayers } from './placement.js';
-import { parseEndpoint, probeEndpoint } from './probe.js';
-import { parseServerSentEvents } from './sse.js';
-import type {
-  ContextStats,
-  EngineResponse,
-  EngineRoute,
-  LoadProgress,
-  Placement,
-  RequestOptions,
-  WorkerFailure,
-} from './types.js';
-import { plainObject } from './validate.js';
+import { requestEmbeddings, requestTokens, streamRequest } from './requests.js';
+import { startEngine } from './start-engine.js';
+import type { ContextStats, EngineResponse, EngineRoute, Placement, RequestOptions, WorkerFailure } from './types.js';
+import { linkAccess, plainAccess, type WorkerAccess, type WorkerLink } from './worker-link.js';
 
 /** A chunk of a streamed chat completion in OpenAI's format; llama-server's own fields are there too. */
 export interface ChatCompletionChunk {
@@ -93,12 +88,14 @@ export class DistributedContext {
   readonly placement: readonly Placement[];
   readonly #engine: NativeEngine;
   readonly #servers = new Set<HttpServer>();
+  readonly #onClosed: (() => Promise<void>) | undefined;
   #closing?: Promise<void>;
 
   /** Use {@link createDistributedContext}. */
-  constructor(engine: NativeEngine, placement: readonly Placement[]) {
+  constructor(engine: NativeEngine, placement: readonly Placement[], onClosed?: () => Promise<void>) {
     this.#engine = engine;
     this.placement = placement;
+    this.#onClosed = onClosed;
   }
 
   /**
@@ -121,27 +118,25 @@ export class DistributedContext {
    * reason, `DROID_CLOSED`, or the signal's reason.
    */
   chat(request: ChatRequest, options: CallOptions = {}): AsyncGenerator<ChatCompletionChunk, void, undefined> {
-    return this.#stream('/v1/chat/completions', request, options);
+    return streamRequest(this, '/v1/chat/completions', request, options);
   }
 
   /** Streams the completion of a prompt; like {@link chat}. */
   complete(request: CompletionRequest, options: CallOptions = {}): AsyncGenerator<CompletionChunk, void, undefined> {
-    return this.#stream('/v1/completions', request, options);
+    return streamRequest(this, '/v1/completions', request, options);
   }
 
   /**
    * Embeds one or more texts; needs `embeddings: true`.
    * @returns one vector for each text, in order
    */
-  async embed(input: string | readonly string[], options: CallOptions = {}): Promise<number[][]> {
-    const answer = (await this.#json('/v1/embeddings', { input }, options)) as { data: { embedding: number[] }[] };
-    return answer.data.map(({ embedding }) => embedding);
+  embed(input: string | readonly string[], options: CallOptions = {}): Promise<number[][]> {
+    return requestEmbeddings(this, input, options);
   }
 
   /** The token ids of a text; `addSpecial` adds those the model puts around a text. Default false. */
-  async tokenize(content: string, options: CallOptions & { addSpecial?: boolean } = {}): Promise<number[]> {
-    const body = { content, add_special: options.addSpecial ?? false };
-    return ((await this.#json('/tokenize', body, options)) as { tokens: number[] }).tokens;
+  tokenize(content: string, options: CallOptions & { addSpecial?: boolean } = {}): Promise<number[]> {
+    return requestTokens(this, content, options);
   }
 
   /**
@@ -180,91 +175,76 @@ export class DistributedContext {
 
   /** Ends every request and server and frees the memory on every device; waits for the running batch. Idempotent. */
   close(): Promise<void> {
-    this.#closing ??= Promise.all([...this.#servers].map((server) => server.close())).then(() => this.#engine.close());
+    this.#closing ??= Promise.all([...this.#servers].map((server) => server.close()))
+      .then(() => this.#engine.close())
+      .finally(() => this.#onClosed?.());
     return this.#closing;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
-
-  async *#stream<Chunk>(path: string, request: object, options: CallOptions): AsyncGenerator<Chunk, void, undefined> {
-    plainObject('the request', request);
-    const response = await this.request('POST', path, { ...request, stream: true }, options);
-    if (response.status >= 400) throw await this.#requestFailed(response);
-    for await (const event of parseServerSentEvents(response.body)) {
-      if (isErrorEvent(event)) throw this.#errorOf(event, event.error.code ?? 500);
-      yield event as Chunk;
-    }
-  }
-
-  async #json(path: string, body: object, options: CallOptions): Promise<unknown> {
-    const response = await this.request('POST', path, body, options);
-    if (response.status >= 400) throw await this.#requestFailed(response);
-    return JSON.parse(await readText(response.body));
-  }
-
-  async #requestFailed(response: EngineResponse): Promise<DroidLlamaError> {
-    const text = await readText(response.body);
-    try {
-      const body: unknown = JSON.parse(text);
-      if (isErrorEvent(body)) return this.#errorOf(body, response.status);
-    } catch {
-      // Not JSON: the text itself is the message.
-    }
-    return this.#errorOf(
-      { error: { message: text || `The engine answered with status ${response.status}.` } },
-      response.status,
-    );
-  }
-
-  #errorOf({ error }: ErrorEvent, status: number): DroidLlamaError {
-    // What the caller did wrong stays that, also when a worker is lost.
-    const failure = status >= 500 ? this.failure : undefined;
-    if (failure) return new DroidLlamaError(failure.code, failure.message, { status });
-    const { code, message } = splitCode(error.message ?? 'The engine answered with an error.');
-    return new DroidLlamaError(code ?? 'DROID_REQUEST_FAILED', message, { status });
-  }
-}
-
-interface ErrorEvent {
-  error: { message?: string; code?: number };
-}
-
-function isErrorEvent(event: unknown): event is ErrorEvent {
-  const error = (event as Partial<ErrorEvent> | null)?.error;
-  return typeof error === 'object' && error !== null;
-}
-
-async function readText(body: AsyncIterable<Uint8Array>): Promise<string> {
-  const chunks: Uint8Array[] = [];
-  for await (const chunk of body) chunks.push(chunk);
-  return Buffer.concat(chunks).toString('utf8');
 }
 
 /**
  * Makes this process a master: checks the model and the workers, places the layers, loads, and returns when requests
- * can be answered.
+ * can be answered. With a `token` RPC is encrypted; without one it is plain, which `insecure` allows with other devices.
  *
- * Rejects with a code of {@link DroidLlamaError}: `DROID_INVALID_ARGUMENT`, `DROID_MODEL_*`, `DROID_ENDPOINT_*`,
- * `DROID_VERSION_MISMATCH`, `DROID_WORKER_BUSY` and most of `DROID_OUT_OF_MEMORY` before anything is loaded;
- * `DROID_WORKER_*` when a worker fails meanwhile; or with the signal's reason.
+ * Rejects with a code of {@link DroidLlamaError}: `DROID_INVALID_ARGUMENT`, `DROID_INSECURE`, `DROID_MODEL_*`,
+ * `DROID_ENDPOINT_*`, `DROID_TOKEN_REJECTED`, `DROID_VERSION_MISMATCH`, `DROID_WORKER_BUSY` and most of
+ * `DROID_OUT_OF_MEMORY` before anything is loaded; `DROID_WORKER_*` when a worker fails meanwhile; or with the signal's
+ * reason.
  */
 export async function createDistributedContext(options: DistributedContextOptions): Promise<DistributedContext> {
-  const checked = checkOptions(options, addon().buildInfo().maxWorkers);
-  const { signal } = checked;
-  signal?.throwIfAborted();
-  if (checked.logLevel) setLogLevel(checked.logLevel);
+  const { rpc, token, ...checked } = checkOptions(options, addon().buildInfo().maxWorkers);
+  checked.signal?.throwIfAborted();
+  if (token === undefined || rpc.length === 0) return loadContext(checked, rpc.map(plainAccess));
 
-  const engine = await startEngine(checked);
-  const abort = () => void engine.close();
-  signal?.addEventListener('abort', abort, { once: true });
+  const [{ startTransport }, { workerLink }] = await Promise.all([
+    import('./transport/tls-transport.js'),
+    import('./rpc-stream.js'),
+  ]);
+  const transport = await startTransport({ token });
+  const links = rpc.map((endpoint) => workerLink(transport, endpoint, checked.timeouts.connectMs));
+  return loadContext(checked, links.map(linkAccess), () => transport.close());
+}
+
+/**
+ * Like {@link createDistributedContext}, with workers whose streams somebody else opens: two for each worker, one to ask
+ * for its memory and one for the model. Also rejects with what opening them does.
+ */
+export async function createContextOverLinks(
+  options: LinkedContextOptions,
+  workers: readonly WorkerLink[],
+): Promise<DistributedContext> {
+  const checked = checkLinkedOptions(options, workers.length, addon().buildInfo().maxWorkers);
+  checked.signal?.throwIfAborted();
+  return loadContext(checked, workers.map(linkAccess));
+}
+
+/** `onClosed` is called once the engine is gone, also when there will be no context. */
+async function loadContext(
+  options: CheckedOptions,
+  workers: readonly WorkerAccess[],
+  onClosed?: () => Promise<void>,
+): Promise<DistributedContext> {
+  const { signal } = options;
+  let engine: NativeEngine | undefined;
+  const abort = () => void engine?.close();
   try {
+    signal?.throwIfAborted();
+    if (options.logLevel) setLogLevel(options.logLevel);
+    engine = await startEngine(options, workers);
+    signal?.addEventListener('abort', abort, { once: true });
     if (signal?.aborted) abort();
     const native = await engine.loaded();
-    return new DistributedContext(engine, namePlacement(native, checked.rpc));
+    return new DistributedContext(engine, namePlacement(native, workers), onClosed);
   } catch (error) {
-    await engine.close();
+    try {
+      await engine?.close();
+    } finally {
+      await onClosed?.();
+    }
     signal?.throwIfAborted();
     throw toDroidLlamaError(error);
   } finally {
@@ -272,62 +252,12 @@ export async function createDistributedContext(options: DistributedContextOption
   }
 }
 
-/** Everything that can be known to fail is checked here, before the engine sees the model. */
-async function startEngine(options: CheckedOptions): Promise<NativeEngine> {
-  const { signal } = options;
-  try {
-    const model = await addon().inspectModel(options.model);
-    signal?.throwIfAborted();
-    await Promise.all([...options.loras.map(({ path }) => path), options.draft].filter(Boolean).map(checkReadable));
-    const workers = await Promise.all(options.rpc.map((endpoint) => describeWorker(endpoint, options)));
-    signal?.throwIfAborted();
-    const plan = planLayers({
-      model,
-      devices: [{ device: 'master', memoryFree: freemem() }, ...workers],
-      tensorSplit: options.tensorSplit,
-      headOnWorker: options.headOnWorker,
-      contextSize: options.contextSize,
-      mmap: options.mmap,
-    });
-    const { rpc, tensorSplit, logLevel, onProgress, onWorkerLost, signal: _, ...rest } = options;
-    const native = {
-      ...rest,
-      workers: rpc.map((endpoint, i) => ({
-        endpoint,
-        ...parseEndpoint(endpoint),
-        layers: plan.layers[i + 1] ?? 0,
-      })),
-      outerTensors: model.outerTensors,
-    };
-    return new (addon().Engine)(
-      native,
-      (stage, fraction) => onProgress({ stage: stage as LoadProgress['stage'], fraction }),
-      (index, code, message) => {
-        const failure = workerFailure({ code, message, endpoint: rpc[index] as string });
-        onWorkerLost(new DroidLlamaError(failure.code, failure.message), failure.endpoint);
-      },
-    );
-  } catch (error) {
-    throw toDroidLlamaError(error);
-  }
-}
-
-async function describeWorker(endpoint: string, options: CheckedOptions): Promise<DeviceMemory> {
-  const info = await probeEndpoint(endpoint, { timeoutMs: options.timeouts.connectMs, signal: options.signal });
-  return { device: endpoint, memoryFree: info.devices[0]?.memoryFree ?? 0 };
-}
-
-async function checkReadable(path: string): Promise<void> {
-  try {
-    await access(path, constants.R_OK);
-  } catch (cause) {
-    throw new DroidLlamaError('DROID_MODEL_NOT_FOUND', `Cannot open ${path}: ${(cause as Error).message}`, { cause });
-  }
-}
-
-function namePlacement(native: readonly NativePlacement[], rpc: readonly string[]): readonly Placement[] {
+function namePlacement(
+  native: readonly NativePlacement[],
+  workers: readonly Pick<WorkerAccess, 'endpoint'>[],
+): readonly Placement[] {
   return native.map(({ layers, head, bytes }, i) => ({
-    device: i === 0 ? 'master' : (rpc[i - 1] as string),
+    device: i === 0 ? 'master' : (workers[i - 1]?.endpoint as string),
     layers,
     head,
     bytes,

@@ -130,7 +130,7 @@ function withoutConversation(headers: Record<string, string> = {}): Record<strin
   return Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== 'x-conversation-id'));
 }
 
-function toBytes(body: RequestBody): Uint8Array {
+export function toBytes(body: RequestBody): Uint8Array {
   if (body === undefined) return new Uint8Array();
   if (body instanceof Uint8Array) return body;
   if (typeof body === 'string') return new TextEncoder().encode(body);

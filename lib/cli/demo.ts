@@ -40,7 +40,10 @@ export function addDemoCommand(program: Command): void {
 async function runDemo(options: DemoOptions): Promise<void> {
   const stop = shutdownSignal();
   note('starting a worker in a second process');
-  const worker = await WorkerProcess.start(workerCommand(['--port=0', `--threads=${THREADS}`, '--json']), stop);
+  const worker = await WorkerProcess.start(
+    workerCommand(['--port=0', `--threads=${THREADS}`, '--json'], undefined),
+    stop,
+  );
   try {
     const { createDistributedContext } = await import('../context.js');
     const bar = new LoadingBar(process.stderr);

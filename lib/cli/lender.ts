@@ -1,7 +1,8 @@
 /** What `droid-llama worker` shows its user, whether the server runs in this process or in one of its own. */
 import { networkInterfaces } from 'node:os';
 import { createInterface } from 'node:readline';
-import { parseEndpoint, RPC_PROTOCOL } from '../probe.js';
+import { formatEndpoint, isLoopbackHost, parseEndpoint } from '../endpoint.js';
+import { RPC_PROTOCOL } from '../rpc-peer.js';
 import type { RpcDevice } from '../types.js';
 import { deviceLines, mebibytes } from './format.js';
 import { aborted } from './shutdown.js';
@@ -10,6 +11,8 @@ import { print, printJson, styled } from './terminal.js';
 /** The line that says a worker is ready, which scripts read, and the parent of a worker process. Sizes are bytes. */
 export interface WorkerReady {
   readonly endpoint: string;
+  /** What masters need to get in; null where RPC is plain. */
+  readonly token: string | null;
   readonly devices: readonly RpcDevice[];
   readonly maxClients: number;
   /** What all masters together may use, and what each may; null where nothing smaller than the first is set. */
@@ -50,19 +53,37 @@ export async function present(lender: Lender, json: boolean, stop: AbortSignal):
 
 function printBanner(ready: WorkerReady): void {
   const { major, minor, patch } = RPC_PROTOCOL;
-  const { host, port } = parseEndpoint(ready.endpoint);
   print(styled(process.stdout, 'bold', `droid-llama worker, RPC protocol ${major}.${minor}.${patch}`));
   print(`  endpoint : ${ready.endpoint}`);
+  print(`  security : ${ready.token === null ? 'not encrypted' : 'encrypted, for masters with the token'}`);
   print(`  memory   : ${memoryText(ready)}`);
   print(`  cache    : ${cacheText(ready)}`);
   print(`  process  : ${ready.childPid === null ? ready.pid : `${ready.childPid}, restarted by ${ready.pid}`}`);
   print('Devices:');
   for (const line of deviceLines(ready.devices)) print(line);
-  const addresses = isAnyAddress(host) ? lanAddresses() : [];
-  if (addresses.length > 0) {
-    print('On the master:');
-    for (const address of addresses) print(`  droid-llama serve -m model.gguf --rpc ${address}:${port}`);
-  }
+  for (const line of masterLines(ready, lanAddresses())) print(line);
+}
+
+/**
+ * What to type on the master, for each address it may reach this device at: to see whether it does, and to use it.
+ * Nothing for a plain worker on loopback, which is nobody else's.
+ */
+export function masterLines(
+  { endpoint, token }: Pick<WorkerReady, 'endpoint' | 'token'>,
+  own: readonly string[],
+): string[] {
+  const { host, port } = parseEndpoint(endpoint);
+  if (token === null && isLoopbackHost(host)) return [];
+  const addresses = isAnyAddress(host) ? own : [host];
+  const security = token === null ? '--insecure' : `--token ${token}`;
+  const lines = (at: string): string[] => [
+    `  droid-llama probe ${at}${token === null ? '' : ` ${security}`}`,
+    `  droid-llama serve -m model.gguf --rpc ${at} ${security}`,
+  ];
+  // Newer Android does not tell them.
+  if (addresses.length === 0)
+    return ["On the master, with this device's address for ADDRESS:", ...lines(`ADDRESS:${port}`)];
+  return ['On the master:', ...addresses.flatMap((address) => lines(formatEndpoint({ host: address, port })))];
 }
 
 function memoryText({ memoryLimit, clientMemoryLimit, maxClients }: WorkerReady): string {

@@ -17,7 +17,7 @@ export function report(error: unknown, json: boolean): number {
   if (error instanceof DroidLlamaError) {
     show(error.code, error.message, json);
     // Found by the library or by llama.cpp's parser, but the command line is where it came from.
-    if (error.code === 'DROID_INVALID_ARGUMENT') return EXIT.usage;
+    if (error.code === 'DROID_INVALID_ARGUMENT' || error.code === 'DROID_INSECURE') return EXIT.usage;
   } else {
     // Not one of ours, so a bug: its stack is what a report needs.
     show('', error instanceof Error ? error.message : String(error), json);

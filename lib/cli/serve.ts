@@ -2,11 +2,13 @@ import { readFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import type { DistributedContext } from '../context.js';
 import type { DistributedContextOptions } from '../context-options.js';
+import { isLoopbackHost, parseEndpoint } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
 import { placementTable, wrapText } from './format.js';
 import { LoadingBar } from './progress.js';
 import { aborted, Interrupted, shutdownSignal } from './shutdown.js';
 import { note, print, printJson, stdoutColumns, styled, warn } from './terminal.js';
+import { type CliSecurity, insecureOption, securityOf, TOKEN_HELP, tokenOption } from './token.js';
 import type { ScaledLora } from './values.js';
 import {
   endpoints,
@@ -69,9 +71,13 @@ what stands after -- is handed over unread.
 
 Examples:
   $ droid-llama serve -m model.gguf
-  $ droid-llama serve -m model.gguf --rpc 192.168.37.219:60000 --tensor-split 0.5,0.5 -c 1024 --batch-size 128
-  $ droid-llama serve -m model.gguf --rpc 10.0.0.2:50052,10.0.0.3:50052 --host 0.0.0.0 --api-key secret
+  $ droid-llama serve -m model.gguf --rpc 192.168.37.219:60000 --token AbCdEfGhIjKlMnOpQrStUv -c 1024
+  $ droid-llama serve -m model.gguf --rpc 10.0.0.2:50052,10.0.0.3:50052 --insecure --tensor-split 0.4,0.3,0.3
+  $ droid-llama serve -m model.gguf --host 0.0.0.0 --api-key secret
   $ droid-llama serve -m embed.gguf --embeddings --pooling mean
+
+RPC with workers on other devices is encrypted with the token that they were started with, or asked for in the clear
+with --insecure. ${TOKEN_HELP}
 
 When a worker is lost, requests fail and /health answers 503: start this command again once the worker is back.
 
@@ -89,6 +95,8 @@ export function addServeCommand(program: Command): void {
     .argument('[llama-args...]')
     .requiredOption('-m, --model <file>', 'the GGUF model', nonEmpty)
     .option('--rpc <endpoints>', 'workers, as host:port,host:port', endpoints)
+    .addOption(tokenOption('the token the workers were started with'))
+    .addOption(insecureOption('speak with the workers without encryption'))
     .option('--tensor-split <shares>', 'share of the layers per device, master first, e.g. 0.5,0.5 (also -ts)', shares)
     .addOption(command.createOption('--head <device>', 'where the output head goes').choices(['master', 'worker']))
     .option('-c, --ctx-size <n>', 'context size in tokens, 0 for that of the model', integer(0))
@@ -131,17 +139,28 @@ export function addServeCommand(program: Command): void {
     .action(runServe);
 }
 
-async function runServe(llamaArgs: string[], options: ServeOptions): Promise<void> {
+async function runServe(llamaArgs: string[], options: ServeOptions, command: Command): Promise<void> {
   const stop = shutdownSignal();
+  const security = securityOf(command);
+  warnIfInsecure(options.rpc, security);
   try {
-    await serve(llamaArgs, options, stop);
+    await serve({ ...contextOptions(options, llamaArgs), ...security }, options, stop);
   } catch (error) {
     // Ending a server by a signal is how it is meant to end, also while it loads.
     if (!(error instanceof Interrupted)) throw error;
   }
 }
 
-async function serve(llamaArgs: readonly string[], options: ServeOptions, stop: AbortSignal): Promise<void> {
+function warnIfInsecure(rpc: readonly string[] = [], { insecure }: CliSecurity): void {
+  const others = rpc.filter((endpoint) => !isLoopbackHost(parseEndpoint(endpoint).host));
+  if (!insecure || others.length === 0) return;
+  warn(
+    `RPC with ${others.join(', ')} is neither encrypted nor authenticated: the network can read what is asked and ` +
+      'answered, and change it. Do it on a network of your own only',
+  );
+}
+
+async function serve(request: DistributedContextOptions, options: ServeOptions, stop: AbortSignal): Promise<void> {
   const [{ createDistributedContext }, { startHttpServer }, { engineRoutes }] = await Promise.all([
     import('../context.js'),
     import('../http/server.js'),
@@ -166,7 +185,7 @@ async function serve(llamaArgs: readonly string[], options: ServeOptions, stop: 
   try {
     note(`loading; ${server.url}/health answers 503 until the model is there`);
     context = await createDistributedContext({
-      ...contextOptions(options, llamaArgs),
+      ...request,
       onProgress: (progress) => bar.update(progress),
       onWorkerLost: (error, endpoint) => {
         // While the model loads the failure ends the command, which tells it.

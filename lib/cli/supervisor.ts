@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseEndpoint } from '../probe.js';
+import { parseEndpoint } from '../endpoint.js';
 import type { RpcServerStats } from '../rpc-server.js';
 import type { Lender, WorkerReady } from './lender.js';
 import { describeExit, type WorkerCommand, WorkerProcess } from './worker-process.js';

@@ -1,8 +1,8 @@
-import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { InvalidArgumentError } from 'commander';
+import { DEFAULT_CLUSTER_PORT, parseEndpoint } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
-import { parseEndpoint } from '../probe.js';
+import { cacheDir } from '../user-dirs.js';
 
 /** A parser for commander that takes integers from `min` to `max`. */
 export function integer(min: number, max = 2 ** 31 - 1): (text: string) => number {
@@ -62,6 +62,13 @@ export function endpoints(text: string, previous: readonly string[] = []): strin
   return [...previous, ...list];
 }
 
+/** Endpoints of a cluster's members, whose port is nearly always the same. */
+export function peers(text: string, previous: readonly string[] = []): string[] {
+  const withPort = (part: string): string => (/:\d+$/.test(part) ? part : `${part}:${DEFAULT_CLUSTER_PORT}`);
+  const list = text.split(',').map((part) => part.trim());
+  return endpoints(list.map(withPort).join(','), previous);
+}
+
 /** A single endpoint, checked and returned as it is. */
 export function endpointValue(text: string): string {
   try {
@@ -102,9 +109,7 @@ export function nonEmpty(text: string): string {
 
 /** Where a worker keeps weights between runs when `--cache` names no directory. */
 export function defaultCacheDir(env: NodeJS.ProcessEnv = process.env): string {
-  // The XDG rule: a relative path there is to be ignored.
-  const base = env.XDG_CACHE_HOME?.startsWith('/') ? env.XDG_CACHE_HOME : join(homedir(), '.cache');
-  return join(base, 'droid-llama', 'rpc');
+  return join(cacheDir(env), 'rpc');
 }
 
 /** Whether a debugging variable is switched on; `GGML_RPC_DEBUG=0` reads as off. */

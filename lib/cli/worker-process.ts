@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { DroidLlamaError, isErrorCode } from '../errors.js';
 import type { RpcServerStats } from '../rpc-server.js';
 import type { WorkerReady } from './lender.js';
+import { environmentWith } from './token.js';
 
 const ENTRY = fileURLToPath(new URL('./main.js', import.meta.url));
 
@@ -16,6 +17,8 @@ const PATIENCE_MS = 3000;
 export interface WorkerCommand {
   readonly file: string;
   readonly args: readonly string[];
+  /** Default: that of this process. */
+  readonly env?: NodeJS.ProcessEnv;
 }
 
 export interface ExitStatus {
@@ -23,9 +26,13 @@ export interface ExitStatus {
   readonly signal: NodeJS.Signals | null;
 }
 
-/** The command that runs a worker in a process of its own; `flags` are those of `droid-llama worker`. */
-export function workerCommand(flags: readonly string[]): WorkerCommand {
-  return { file: process.execPath, args: [ENTRY, 'worker', '--child', ...flags] };
+/**
+ * The command that runs a worker in a process of its own; `flags` are those of `droid-llama worker`. The token goes by
+ * the environment, which other users of the device cannot read.
+ */
+export function workerCommand(flags: readonly string[], token: string | undefined): WorkerCommand {
+  const args = [ENTRY, 'worker', '--child', ...flags];
+  return { file: process.execPath, args, env: environmentWith(token) };
 }
 
 /**
@@ -66,9 +73,10 @@ export class WorkerProcess {
    * Resolves once the worker accepts connections.
    * @throws what the child reported, as the error it was there; the signal's reason
    */
-  static async start({ file, args }: WorkerCommand, signal: AbortSignal): Promise<WorkerProcess> {
+  static async start({ file, args, env }: WorkerCommand, signal: AbortSignal): Promise<WorkerProcess> {
     signal.throwIfAborted();
     const child = spawn(file, args, {
+      env,
       stdio: ['pipe', 'pipe', 'inherit'],
       // A session of its own: Ctrl-C on the terminal must not take the worker from under a computing master, nor the
       // decision when to end it from the parent.

@@ -1,16 +1,21 @@
 import type { Command } from 'commander';
+import { DEFAULT_RPC_PORT, isLoopbackHost } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
-import { DEFAULT_RPC_PORT } from '../probe.js';
 import type { RpcServer } from '../rpc-server.js';
+import { createToken } from '../transport/token.js';
 import { wrapText } from './format.js';
 import { present, type WorkerReady } from './lender.js';
 import { Interrupted, requestShutdown, shutdownSignal } from './shutdown.js';
 import { note, stdoutColumns, warn } from './terminal.js';
+import { type CliSecurity, insecureOption, securityOf, TOKEN_HELP, tokenOption } from './token.js';
 import { byteSize, defaultCacheDir, integer, integerOrAuto, isSwitchedOn, nonEmpty, orAuto, port } from './values.js';
 
 export interface WorkerOptions {
   host: string;
   port: number;
+  /** Never among {@link workerFlags}: a child gets it through its environment. */
+  token?: string;
+  insecure?: boolean;
   threads?: number;
   memory?: number;
   clientMemory?: number;
@@ -26,17 +31,21 @@ export interface WorkerOptions {
 }
 
 const HELP = `
+On any address but loopback RPC is encrypted, and only masters with the same token get in. Without --token and
+--insecure a new token is made, and shown together with what to type on the master. ${TOKEN_HELP}
+
 Sizes are MiB, or have a unit: 512M, 2G. The server runs in a second process, which is started again on the same port
 when it ends, after 0.5 s and then twice as long each time up to 30 s.
 
 Examples:
   $ droid-llama worker --host 0.0.0.0 --port 60000     lend this phone to a master on the same hotspot
+  $ droid-llama worker --host 0.0.0.0 --insecure       the same for a master that is llama.cpp's own llama-server
   $ droid-llama worker --memory 2G --cache             lend 2 GiB, and keep received weights for later loads
   $ GGML_RPC_DEBUG=1 droid-llama worker                print each command and graph, like --verbose
 
 For scripts: with --json one line on stdout says when the worker is ready,
-  {"endpoint":"127.0.0.1:50052","devices":[...],"maxClients":8,"memoryLimit":...,"clientMemoryLimit":null,
-   "cache":null,"cacheLimit":null,"pid":1234,"childPid":1245}
+  {"endpoint":"127.0.0.1:50052","token":null,"devices":[...],"maxClients":8,"memoryLimit":...,
+   "clientMemoryLimit":null,"cache":null,"cacheLimit":null,"pid":1234,"childPid":1245}
 and each line "stats" on stdin (unless that is a terminal) is answered by a line of JSON with the worker's counters, which
 begin anew at a restart, "restarts" and "childPid". That is null while the worker waits to be started again. Closing stdin
 does not stop it; SIGINT and SIGTERM do.
@@ -51,6 +60,8 @@ export function addWorkerCommand(program: Command): void {
     .description('lend the memory and cores of this device to a master')
     .option('-H, --host <address>', 'address to listen on', nonEmpty, '127.0.0.1')
     .option('-p, --port <number>', 'port to listen on, 0 for any', port, DEFAULT_RPC_PORT)
+    .addOption(tokenOption('let in masters with this token alone, encrypted'))
+    .addOption(insecureOption('let in everybody, not encrypted'))
     .option('-t, --threads <n>', 'threads to compute with (default: chosen by the library)', integerOrAuto(1, 512))
     .option('--memory <size>', 'memory for all masters (default: 80% of what is available)', byteSize)
     .option('--client-memory <size>', 'memory for one master (default: as for all)', byteSize)
@@ -65,10 +76,11 @@ export function addWorkerCommand(program: Command): void {
     .action(runWorker);
 }
 
-async function runWorker(options: WorkerOptions): Promise<void> {
+async function runWorker(options: WorkerOptions, command: Command): Promise<void> {
   const stop = shutdownSignal();
+  const security = securityFor(options.host, securityOf(command));
   if (options.child) endWithStdin();
-  else if (!isLoopback(options.host)) {
+  else if (security.insecure && !isLoopbackHost(options.host)) {
     warn(
       `listening on ${options.host}: RPC is neither encrypted nor authenticated, so whoever reaches this port can use ` +
         'the worker. Do it on a network of your own only',
@@ -78,21 +90,27 @@ async function runWorker(options: WorkerOptions): Promise<void> {
     throw new DroidLlamaError('DROID_INVALID_ARGUMENT', '--cache-limit is given, but not --cache.');
   }
   try {
-    if (options.supervisor && !options.child) await supervise(options, stop);
-    else await lend(options, stop);
+    if (options.supervisor && !options.child) await supervise(options, security, stop);
+    else await lend(options, security, stop);
   } catch (error) {
     // Ending a worker by a signal is how it is meant to end.
     if (!(error instanceof Interrupted)) throw error;
   }
 }
 
-async function supervise(options: WorkerOptions, stop: AbortSignal): Promise<void> {
+/** With another address than loopback plain RPC has to be asked for by name; whoever says nothing gets a token. */
+function securityFor(host: string, given: CliSecurity): CliSecurity {
+  if (given.token !== undefined || given.insecure || isLoopbackHost(host)) return given;
+  return { token: createToken() };
+}
+
+async function supervise(options: WorkerOptions, security: CliSecurity, stop: AbortSignal): Promise<void> {
   const [{ Supervisor }, { workerCommand }] = await Promise.all([
     import('./supervisor.js'),
     import('./worker-process.js'),
   ]);
   const supervisor = await Supervisor.start({
-    command: (port) => workerCommand(workerFlags({ ...options, port })),
+    command: (port) => workerCommand(workerFlags({ ...options, port }), security.token),
     port: options.port,
     note,
     signal: stop,
@@ -104,12 +122,13 @@ async function supervise(options: WorkerOptions, stop: AbortSignal): Promise<voi
   }
 }
 
-async function lend(options: WorkerOptions, stop: AbortSignal): Promise<void> {
+async function lend(options: WorkerOptions, security: CliSecurity, stop: AbortSignal): Promise<void> {
   const { startRpcServer } = await import('../rpc-server.js');
   const verbose = options.verbose === true || isSwitchedOn(process.env.GGML_RPC_DEBUG);
   const server = await startRpcServer({
     host: options.host,
     port: options.port,
+    ...security,
     threads: orAuto(options.threads),
     maxClients: options.maxClients,
     memoryLimit: options.memory,
@@ -122,16 +141,21 @@ async function lend(options: WorkerOptions, stop: AbortSignal): Promise<void> {
     signal: stop,
   });
   try {
-    const lender = { ready: readyOf(server, options), stats: async () => server.stats() };
+    const lender = { ready: readyOf(server, options, security), stats: async () => server.stats() };
     await present(lender, options.json === true || options.child === true, stop);
   } finally {
     await server.close();
   }
 }
 
-function readyOf({ endpoint, devices, cacheDir }: RpcServer, options: WorkerOptions): WorkerReady {
+function readyOf(
+  { endpoint, devices, cacheDir }: RpcServer,
+  options: WorkerOptions,
+  { token }: CliSecurity,
+): WorkerReady {
   return {
     endpoint,
+    token: token ?? null,
     devices,
     maxClients: options.maxClients,
     // Every device of a worker lends from the same memory.
@@ -147,6 +171,7 @@ function readyOf({ endpoint, devices, cacheDir }: RpcServer, options: WorkerOpti
 /** The flags that make these options again; `--flag=value`, since a value may begin with a dash. */
 export function workerFlags(options: WorkerOptions): string[] {
   const flags = [`--host=${options.host}`, `--port=${options.port}`, `--max-clients=${options.maxClients}`];
+  if (options.insecure) flags.push('--insecure');
   if (options.threads !== undefined) flags.push(`--threads=${options.threads}`);
   if (options.memory !== undefined) flags.push(`--memory=${options.memory}B`);
   if (options.clientMemory !== undefined) flags.push(`--client-memory=${options.clientMemory}B`);
@@ -165,8 +190,4 @@ function endWithStdin(): void {
       setTimeout(() => process.kill(process.pid, 'SIGKILL'), ORPHAN_PATIENCE_MS).unref();
     })
     .resume();
-}
-
-function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || /^127(\.\d+){3}$/.test(host);
 }

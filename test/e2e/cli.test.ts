@@ -41,6 +41,17 @@ describe('droid-llama', () => {
     ],
     [['serve', '-m', tinyModel, '--port', '0', '-ngl', '9'], 'flag -ngl cannot be used', 'droid-llama serve --help'],
     [['serve', '-m', tinyModel, '--port', '0', '-ts', '1,1'], '2 shares for 1 devices', 'droid-llama serve --help'],
+    [['worker', '--token', 'a-typing-error'], 'The token has 14 characters', 'droid-llama worker --help'],
+    [
+      ['probe', '--token', 'x'.repeat(22), '--insecure', '127.0.0.1:1'],
+      "unknown option '--insecure'",
+      'droid-llama probe --help',
+    ],
+    [
+      ['serve', '-m', tinyModel, '--port', '0', '--rpc', '198.51.100.1:1'],
+      '198.51.100.1 is not loopback',
+      'droid-llama serve --help',
+    ],
     [['demo', 'now'], 'too many arguments', 'droid-llama demo --help'],
   ])('%j is a usage error', async (args, message, help) => {
     const { status, stdout, stderr } = await runCli(...args);
@@ -58,7 +69,7 @@ it("runs the guide's two commands", async () => {
   const worker = new Cli(['worker', '--host', '127.0.0.1', '--port', workerPort], env);
   await worker.says(
     new RegExp(
-      'endpoint : 127\\.0\\.0\\.1:\\d+\n {2}memory {3}: \\d+ MiB for up to 8 masters\n {2}cache {4}: off\n' +
+      'endpoint : 127\\.0\\.0\\.1:\\d+\n {2}security : not encrypted\n {2}memory {3}: \\d+ MiB for up to 8 masters\n {2}cache {4}: off\n' +
         ` {2}process {2}: \\d+, restarted by ${worker.pid}\nDevices:\n {2}CPU: .+ \\(\\d+ MiB, \\d+ MiB free\\)\n`,
     ),
   );
@@ -97,15 +108,18 @@ it("runs the guide's two commands", async () => {
 });
 
 describe('worker', () => {
-  it('warns about an open address and shows what to type on the master', async () => {
-    const worker = new Cli(['worker', '--host', '0.0.0.0', '--port', '0']);
-    const [, port] = await worker.says(/endpoint : 0\.0\.0\.0:(\d+)\n/);
+  it('warns about an open port when it is asked for one', async () => {
+    const worker = new Cli(['worker', '--host', '0.0.0.0', '--port', '0', '--insecure'], {
+      DROID_LLAMA_TOKEN: 't'.repeat(22),
+    });
+    const [, port] = await worker.says(/endpoint : 0\.0\.0\.0:(\d+)\n {2}security : not encrypted\n/);
     await worker.says(/warning: listening on 0\.0\.0\.0: RPC is neither encrypted nor authenticated/);
+    await worker.says(
+      new RegExp(`On the master.*\n.* probe \\S+:${port}\n.* serve -m .* --rpc \\S+:${port} --insecure\n`),
+    );
+    expect((await runCli('probe', `127.0.0.1:${port}`)).status).toBe(0);
     worker.signal('SIGTERM');
-    const { status, stdout } = await worker.ended();
-    // A machine without a network has no address to show.
-    if (stdout.includes('On the master:')) expect(stdout).toMatch(new RegExp(`serve -m .* --rpc [\\d.]+:${port}\n`));
-    expect(status).toBe(0);
+    expect((await worker.ended()).status).toBe(0);
   });
 
   it('speaks JSON to scripts', async () => {
@@ -113,6 +127,7 @@ describe('worker', () => {
     const [ready] = await worker.says(/^.*\n/);
     expect(JSON.parse(ready)).toEqual({
       endpoint: expect.stringMatching(/^127\.0\.0\.1:\d+$/),
+      token: null,
       devices: [expect.objectContaining({ name: 'CPU', memoryFree: expect.any(Number) })],
       maxClients: 8,
       memoryLimit: expect.any(Number),

@@ -1,6 +1,7 @@
 /** A link that falls silent: no packet arrives and nobody is told, as when a phone walks out of range. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createDistributedContext } from '../../lib/index.js';
+import { createToken } from '../../lib/transport/token.js';
 import { settled, until } from '../support/contexts.js';
 import {
   closePromptly,
@@ -9,6 +10,7 @@ import {
   expectUsable,
   faultLoop,
   halfOn,
+  longTimeouts,
   Scope,
   storyPrompt,
   storyTokens,
@@ -48,7 +50,7 @@ describe.skipIf(unavailable)('a link cut without a word', () => {
   }
 
   faultLoop('during generation', async (scope, i) => {
-    const worker = await scope.worker({ host: link.address, namespace: link.namespace });
+    const worker = await scope.worker({ host: link.address, namespace: link.namespace, insecure: true });
     scope.defer(() => setCut(false));
     const ctx = await scope.context(worker.endpoint, { timeouts });
     const stream = new TokenStream(ctx, storyPrompt, storyTokens);
@@ -69,7 +71,7 @@ describe.skipIf(unavailable)('a link cut without a word', () => {
 
   it('during a long prompt is noticed long before the prompt would be done', async () => {
     await using scope = new Scope();
-    const worker = await scope.worker({ host: link.address, namespace: link.namespace });
+    const worker = await scope.worker({ host: link.address, namespace: link.namespace, insecure: true });
     scope.defer(() => setCut(false));
     const ctx = await scope.context(worker.endpoint, { model: await guideModel(), contextSize: 1024, timeouts });
     const graphs = () => ctx.stats().workers[0]?.graphs ?? 0;
@@ -86,7 +88,7 @@ describe.skipIf(unavailable)('a link cut without a word', () => {
   }, 60_000);
 
   faultLoop('while idle', async (scope) => {
-    const worker = await scope.worker({ host: link.address, namespace: link.namespace });
+    const worker = await scope.worker({ host: link.address, namespace: link.namespace, insecure: true });
     scope.defer(() => setCut(false));
     const lost: string[] = [];
     const ctx = await scope.context(worker.endpoint, { timeouts, onWorkerLost: (_, endpoint) => lost.push(endpoint) });
@@ -103,7 +105,7 @@ describe.skipIf(unavailable)('a link cut without a word', () => {
   });
 
   faultLoop('while it loads', async (scope, i) => {
-    const worker = await scope.worker({ host: link.address, namespace: link.namespace });
+    const worker = await scope.worker({ host: link.address, namespace: link.namespace, insecure: true });
     scope.defer(() => setCut(false));
     const proxy = await scope.proxy({ host: link.address, port: worker.port });
     const stop = proxy.stopAt(({ command, count }) => isWeight(command) && count === 1 + 6 * (i % 5));
@@ -120,7 +122,7 @@ describe.skipIf(unavailable)('a link cut without a word', () => {
   });
 
   faultLoop('for a moment only slows generation down', async (scope, i) => {
-    const worker = await scope.worker({ host: link.address, namespace: link.namespace });
+    const worker = await scope.worker({ host: link.address, namespace: link.namespace, insecure: true });
     scope.defer(() => setCut(false));
     const ctx = await scope.context(worker.endpoint, { timeouts: { ...timeouts, userTimeoutMs: 60_000 } });
     const stream = new TokenStream(ctx, storyPrompt, storyTokens);
@@ -132,5 +134,44 @@ describe.skipIf(unavailable)('a link cut without a word', () => {
     await stream.ended;
     expect(stream.errorEvent).toBeUndefined();
     expect(stream.tokens).toEqual(await undisturbedTokens());
+  });
+
+  describe('under an encrypted stream', () => {
+    const token = createToken();
+    /** TLS runs over TCP of its own, which asks an idle peer after 5 s and then ten times. */
+    const IDLE_NOTICED_MS = 20_000;
+
+    it.each(['during generation', 'while idle'])(
+      '%s',
+      async (state) => {
+        await using scope = new Scope();
+        const worker = await scope.worker({ host: link.address, namespace: link.namespace, token });
+        scope.defer(() => setCut(false));
+        const lost: string[] = [];
+        const secure = { token, insecure: false, onWorkerLost: (_: Error, endpoint: string) => lost.push(endpoint) };
+        const idle = state === 'while idle';
+        const ctx = await scope.context(worker.endpoint, {
+          ...secure,
+          timeouts: idle ? longTimeouts : { ...longTimeouts, answerMs: 2000 },
+        });
+        const stream = idle ? undefined : new TokenStream(ctx, storyPrompt, storyTokens);
+        await until('tokens are delivered', () => !stream || stream.tokens.length > 3);
+        const start = performance.now();
+        await setCut(true);
+        await until('the loss is reported', () => lost.length > 0, idle ? IDLE_NOTICED_MS : 10_000);
+        expect(performance.now() - start).toBeGreaterThan(idle ? 4000 : 1000);
+        if (stream) await expectStreamLost(stream, worker.endpoint, await undisturbedTokens());
+        await expectContextLost(ctx, worker.endpoint);
+        await closePromptly(ctx);
+        const again = { ...halfOn(worker.endpoint), token, insecure: false };
+        await expect(createDistributedContext({ ...again, timeouts: { connectMs: 1000 } })).rejects.toMatchObject({
+          code: expect.stringMatching(/^DROID_ENDPOINT_(TIMEOUT|UNREACHABLE)$/),
+        });
+        await setCut(false);
+        const ctx2 = await scope.context(worker.endpoint, { token, insecure: false });
+        expect(ctx2.placement[1]?.layers).toHaveLength(3);
+      },
+      60_000,
+    );
   });
 });

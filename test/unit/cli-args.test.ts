@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { createProgram, prepareArgs } from '../../lib/cli/program.js';
 import {
   byteSize,
@@ -11,6 +11,7 @@ import {
   shares,
 } from '../../lib/cli/values.js';
 import { type WorkerOptions, workerFlags } from '../../lib/cli/worker.js';
+import { workerCommand } from '../../lib/cli/worker-process.js';
 
 const serve = (line: string): string[] => prepareArgs(createProgram(), ['serve', ...line.split(' ')]);
 
@@ -50,6 +51,8 @@ describe('arguments of serve', () => {
     ['--ctx_size 8', '--ctx-size=8'],
     ['--ctx-size=8', '--ctx-size=8'],
     ['-t -1', '--threads=-1'],
+    ['--token -m_is_not_a_flag_here-', '--token=-m_is_not_a_flag_here-'],
+    ['--insecure', '--insecure'],
     ['-h', '--help'],
   ])('understands %s', (line, expected) => {
     expect(serve(line)).toEqual(['serve', expected]);
@@ -63,6 +66,7 @@ describe('arguments of serve', () => {
     ['-m', /'-m' needs a value/],
     ['-m --rpc a:1', /'-m' needs a value/],
     ['-m -- x', /'-m' needs a value/],
+    ['--token --insecure', /'--token' needs a value/],
     ['model.gguf', /unexpected argument 'model.gguf'/],
     ['-m a b', /unexpected argument 'b'/],
     ['--flag 1 2 3', /unexpected argument '3'/],
@@ -87,11 +91,22 @@ describe('flags of a worker process', () => {
 
   it.each([
     '',
-    '-H :: -p 0 -t -1 -c --json',
+    '-H :: -p 0 -t -1 -c --json --insecure',
     '--host=-odd --threads 4 --memory 1.5G --client-memory 300K --max-clients 1 --cache=-dir --cache-limit 7B --verbose',
   ])('are those of the command: %j', (line) => {
     const options = parse(line.split(' ').filter(Boolean));
     expect(parse(workerFlags({ ...options, port: 4242 }))).toEqual({ ...options, port: 4242 });
+  });
+
+  it('never hold the token, which every user of the device could read there', () => {
+    const token = 'a'.repeat(22);
+    expect(workerFlags(parse(['--token', token])).join(' ')).not.toContain(token);
+    expect(workerCommand([], token).env).toMatchObject({ DROID_LLAMA_TOKEN: token });
+    vi.stubEnv('DROID_LLAMA_TOKEN', token);
+    onTestFinished(() => {
+      vi.unstubAllEnvs();
+    });
+    expect(workerCommand([], undefined).env).not.toHaveProperty('DROID_LLAMA_TOKEN');
   });
 
   it('ask for a child of their own only where the user has not', () => {

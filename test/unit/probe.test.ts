@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { DroidLlamaError } from '../../lib/errors.js';
-import { parseEndpoint, probeEndpoint } from '../../lib/probe.js';
+import { parseEndpoint, probeEndpoint, probeLink } from '../../lib/probe.js';
 
 const MIB = 1024 * 1024;
 const open: { server: Server; sockets: Set<Socket> }[] = [];
@@ -286,6 +286,18 @@ describe('probeEndpoint', () => {
     expect(error.message).not.toMatch(/Android/);
   });
 
+  it('thinks of a token when a port hangs up on whoever has none', async () => {
+    const error = await failure(probeEndpoint(await listen((socket) => socket.once('data', () => socket.destroy()))));
+    expect(error.code).toBe('DROID_VERSION_MISMATCH');
+    expect(error.message).toMatch(/wants the token that the worker shows.*`--token`/);
+  });
+
+  it.each(['', 'too-short', 5, null])('refuses the token %j without repeating it', async (token) => {
+    const error = await failure(probeEndpoint('127.0.0.1:1', { token: token as string }));
+    expect(error.code).toBe('DROID_INVALID_ARGUMENT');
+    expect(error.message).not.toContain('too-short');
+  });
+
   it('rejects with the reason of the signal', async () => {
     const controller = new AbortController();
     const endpoint = await listen(() => controller.abort(new Error('changed my mind')));
@@ -312,4 +324,31 @@ describe('probeEndpoint', () => {
       expect(error.code).toBe('DROID_INVALID_ARGUMENT');
     },
   );
+});
+
+describe('probeLink', () => {
+  it('gives up on a link that does not open in time, and tells it so', async () => {
+    let given: AbortSignal | undefined;
+    const open = (signal?: AbortSignal): Promise<number> => {
+      given = signal;
+      return new Promise(() => {});
+    };
+    const error = await failure(probeLink({ endpoint: 'phone B', open }, { timeoutMs: 20 }));
+    expect(error.code).toBe('DROID_ENDPOINT_TIMEOUT');
+    expect(error.message).toMatch(/^phone B: it did not answer within 20 ms/);
+    expect(given?.reason).toBe(error);
+  });
+
+  it('rejects with what opening rejects with, and with the reason of the signal', async () => {
+    const reason = new Error('no way to it');
+    await expect(probeLink({ endpoint: 'phone B', open: () => Promise.reject(reason) })).rejects.toBe(reason);
+    const abort = new AbortController();
+    const open = (): Promise<number> => {
+      abort.abort(reason);
+      return new Promise(() => {});
+    };
+    await expect(probeLink({ endpoint: 'phone B', open }, { signal: abort.signal })).rejects.toBe(reason);
+    const never = { endpoint: 'phone B', open: () => expect.fail('it was opened') };
+    await expect(probeLink(never, { signal: abort.signal })).rejects.toBe(reason);
+  });
 });

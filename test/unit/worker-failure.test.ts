@@ -121,6 +121,7 @@ describe('createDistributedContext', () => {
     await createDistributedContext({
       model: 'm',
       rpc,
+      insecure: true,
       timeouts: { connectMs: 7, answerMs: 8 },
       onWorkerLost: () => {},
     });
@@ -133,7 +134,7 @@ describe('createDistributedContext', () => {
   it('tells which worker is lost', async () => {
     const told: [DroidLlamaError, string][] = [];
     const onWorkerLost = (...args: [DroidLlamaError, string]) => told.push(args);
-    await createDistributedContext({ model: 'm', rpc: ['a:1', 'b:2'], onWorkerLost });
+    await createDistributedContext({ model: 'm', rpc: ['a:1', 'b:2'], insecure: true, onWorkerLost });
     const [, , report] = engines.at(-1) as EngineArguments;
     report(1, 'DROID_WORKER_LOST', 'b:2 fell silent (DROID_WORKER_LOST)');
     report(0, 'DROID_WORKER_REFUSED', 'a:1 refused');
@@ -141,7 +142,7 @@ describe('createDistributedContext', () => {
       ['DROID_WORKER_LOST', 'b:2 fell silent', 'b:2'],
       ['DROID_WORKER_REFUSED', 'a:1 refused', 'a:1'],
     ]);
-    await createDistributedContext({ model: 'm', rpc: ['a:1'] });
+    await createDistributedContext({ model: 'm', rpc: ['a:1'], insecure: true });
     // Nobody listens, which is no error.
     (engines.at(-1) as EngineArguments)[2](0, 'DROID_WORKER_LOST', 'gone');
   });
