@@ -7,6 +7,7 @@ export default defineConfig({
     // Two cores: files that load models or measure tokens run one after the other.
     projects: [
       { test: { ...shared, name: 'unit', include: ['test/unit/**/*.test.ts'] } },
+      { test: { ...shared, name: 'cluster', include: ['test/cluster/**/*.test.ts'], fileParallelism: false } },
       { test: { ...shared, name: 'native', include: ['test/native/**/*.test.ts'], fileParallelism: false } },
       {
         test: {
