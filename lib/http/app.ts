@@ -3,11 +3,19 @@ import fastifyMultipart from '@fastify/multipart';
 import { type FastifyInstance, type FastifyReply, fastify } from 'fastify';
 import { createKeyCheck, isPublicPath } from './auth.js';
 import { isMultipart } from './body.js';
-import { answerClientError, bodyTooLarge, messageOf, SERVER_NAME, sendError, statusOf } from './errors.js';
+import {
+  answerClientError,
+  bodyTooLarge,
+  messageOf,
+  SERVER_NAME,
+  sendError,
+  setRetryAfter,
+  statusOf,
+} from './errors.js';
 import type { ResolvedOptions } from './options.js';
 
 /** A client that takes longer than this over its headers is not a client but a way to hold connections open. */
-const HEADERS_TIMEOUT_MS = 30_000;
+export const HEADERS_TIMEOUT_MS = 30_000;
 
 /**
  * The server around the routes: limits, timeouts, CORS, the API key, and every error that does not come from a route.
@@ -15,7 +23,7 @@ const HEADERS_TIMEOUT_MS = 30_000;
  * @param unavailable - why no request is answered at the moment, if so; asked once a request.
  */
 export async function createApp(
-  { bodyLimit, corsOrigin, apiKeys }: ResolvedOptions,
+  { bodyLimit, corsOrigin, apiKeys }: Pick<ResolvedOptions, 'bodyLimit' | 'corsOrigin' | 'apiKeys'>,
   unavailable: () => string | undefined,
 ): Promise<FastifyInstance> {
   const app = fastify({
@@ -37,6 +45,7 @@ export async function createApp(
   app.setNotFoundHandler((_request, reply) => sendError(reply, 404, 'File Not Found'));
   app.setErrorHandler<Error & { code?: string }>((error, _request, reply) => {
     const known = error.code === 'FST_ERR_CTP_BODY_TOO_LARGE' ? bodyTooLarge(bodyLimit) : error;
+    setRetryAfter(reply, known);
     sendError(reply, statusOf(known), messageOf(known));
   });
 

@@ -41,10 +41,24 @@ export function bodyTooLarge(limit: number): DroidLlamaError {
   return requestError(413, `The request body is larger than the limit of ${limit} bytes.`);
 }
 
+/** Seconds after which a client may ask again when the cluster had no model; loading one takes that long at least. */
+const RETRY_AFTER_SECONDS = 5;
+
 /** What went wrong in one line: the message alone, since a stack names files that are no client's business. */
 export function messageOf(error: unknown): string {
   const message = error instanceof Error ? error.message : String(error);
+  // As the engine writes it (see splitCode), for a member that asked for another: it gets its code back from the text.
+  if (isNotReady(error)) return `${message} (${error.code})`;
   return message === '' ? 'Unknown error' : message;
+}
+
+/** Tells when to try again, if it is only a matter of time. */
+export function setRetryAfter(reply: FastifyReply, error: unknown): void {
+  if (isNotReady(error)) reply.header('retry-after', String(RETRY_AFTER_SECONDS));
+}
+
+function isNotReady(error: unknown): error is DroidLlamaError {
+  return error instanceof DroidLlamaError && error.code === 'DROID_NOT_READY';
 }
 
 /** The HTTP status that an error thrown before the answer began is sent with. */
@@ -53,7 +67,7 @@ export function statusOf(error: unknown): number {
     // Nothing is wrong with the request, and a new context with the worker back could answer it.
     if (isWorkerCode(error.code)) return 503;
     if (isErrorStatus(error.status)) return error.status;
-    if (error.code === 'DROID_CLOSED') return 503;
+    if (error.code === 'DROID_CLOSED' || error.code === 'DROID_NOT_READY') return 503;
     return error.code === 'DROID_INVALID_ARGUMENT' ? 400 : 500;
   }
   // Fastify's own errors carry `statusCode`; any other error that does is not trusted to speak HTTP.

@@ -1,23 +1,12 @@
-import type { FastifyReply, FastifyRequest } from 'fastify';
-import { DroidLlamaError } from '../errors.js';
-import type { EngineResponse, EngineRoute, RequestOptions } from '../types.js';
-import { createApp } from './app.js';
-import { readBody } from './body.js';
-import { messageOf } from './errors.js';
-import { abortOnHangUp } from './hang-up.js';
+import type { Socket } from 'node:net';
+import type { EngineRoute } from '../types.js';
+import { createGateway, type Gateway, type HttpBackend } from './gateway.js';
 import { isLoopback, listen, urlOf } from './listen.js';
 import { type HttpServerOptions, resolveOptions } from './options.js';
-import { concretePath, engineHeaders, engineQuery } from './request.js';
-import { sendResponse } from './stream.js';
+import { type SocketLimits, serveSockets } from './sockets.js';
 
+export type { HealthAnswer, HttpBackend } from './gateway.js';
 export type { HttpServerOptions } from './options.js';
-
-/** What the HTTP layer needs of a context; `DistributedContext` satisfies it structurally. */
-export interface HttpBackend {
-  /** Every endpoint; a path may hold parameters such as `:id_slot`. */
-  readonly routes: readonly EngineRoute[];
-  request(method: string, path: string, body: Uint8Array | undefined, options: RequestOptions): Promise<EngineResponse>;
-}
 
 export interface HttpServer {
   /** Where the server listens, e.g. `http://127.0.0.1:8080` or `http://[::1]:8080`. */
@@ -45,38 +34,13 @@ export async function startHttpServer(
   backend: Promise<HttpBackend> | HttpBackend,
   options: HttpServerOptions = {},
 ): Promise<HttpServer> {
-  let unavailable: string | undefined = 'Loading model';
-  let closing: Promise<void> | undefined;
-  const ready = Promise.resolve(backend);
-  // Before anything may throw: a load that fails is answered to clients and must never go unhandled.
-  ready.then(
-    () => becomes(undefined),
-    (error: unknown) => becomes(messageOf(error)),
-  );
-
+  const ready = handled(backend);
   const settings = resolveOptions(options);
-  const { signal, bodyLimit } = settings;
+  const { signal } = settings;
   signal?.throwIfAborted();
-
-  /** Requests the engine has to do with, each with what stops it. */
-  const running = new Map<Promise<void>, AbortController>();
-
-  const app = await createApp(settings, () => unavailable);
-  for (const route of routes) {
-    app.route({
-      method: route.method === 'GET' ? ['GET', 'HEAD'] : route.method,
-      url: route.path,
-      handler: (request, reply) => {
-        const controller = new AbortController();
-        const answered = answer(route, request, reply, controller).finally(() => running.delete(answered));
-        running.set(answered, controller);
-        return answered;
-      },
-    });
-  }
-
+  const gateway = await createGateway(routes, ready, settings);
   try {
-    const address = await listen(app, settings.host, settings.port);
+    const address = await listen(gateway.app, settings.host, settings.port);
     signal?.throwIfAborted();
     signal?.addEventListener('abort', close, { once: true });
     const url = urlOf(address);
@@ -92,51 +56,41 @@ export async function startHttpServer(
     throw error;
   }
 
-  function becomes(reason: string | undefined): void {
-    if (!closing) unavailable = reason;
-  }
-
   function close(): Promise<void> {
-    closing ??= shutDown();
-    return closing;
-  }
-
-  async function shutDown(): Promise<void> {
-    unavailable = 'The server is closing';
     signal?.removeEventListener('abort', close);
-    const reason = new DroidLlamaError('DROID_CLOSED', 'The HTTP server was closed while it answered the request.');
-    for (const controller of running.values()) controller.abort(reason);
-    await app.close();
-    await Promise.allSettled(running.keys());
+    return gateway.close();
   }
+}
 
-  async function answer(
-    route: EngineRoute,
-    request: FastifyRequest,
-    reply: FastifyReply,
-    controller: AbortController,
-  ): Promise<void> {
-    abortOnHangUp(request.raw, reply.raw, controller);
-    const hangUp = controller.signal;
-    try {
-      const { body, files } = await readBody(request, bodyLimit);
-      hangUp.throwIfAborted();
-      const params = request.params as Record<string, string>;
-      const engine = await ready;
-      const response = await engine.request(route.method, concretePath(route, params), body, {
-        signal: hangUp,
-        query: engineQuery(request.query, params),
-        headers: engineHeaders(request.raw),
-        ...(files && { files }),
-      });
-      await sendResponse(response, reply, { signal: hangUp, path: route.path });
-    } catch (error) {
-      if (!hangUp.aborted) throw error;
-    }
-    if (hangUp.aborted) {
-      // Nobody is there to read an answer, and Fastify would send an empty one.
-      reply.hijack();
-      reply.raw.destroy();
-    }
-  }
+/** Serves connections that somebody else has accepted. */
+export interface HttpHandler {
+  /** Serves the requests of one connection; the socket is the handler's from here on. */
+  handle(socket: Socket): void;
+  /** Aborts running requests and cuts every connection; resolves when the engine has let go of all. Idempotent. */
+  close(): Promise<void>;
+}
+
+/**
+ * The same API for clients that are connected and proven already: no port, no API key, no pages of other origins.
+ *
+ * @param backend as with {@link startHttpServer}
+ * @param options the limit of a body, as with {@link startHttpServer}, and those of the connections
+ * @throws {@link DroidLlamaError} `DROID_INVALID_ARGUMENT` for a bad limit
+ */
+export function createHttpHandler(
+  routes: readonly EngineRoute[],
+  backend: Promise<HttpBackend> | HttpBackend,
+  { bodyLimit, ...limits }: Pick<HttpServerOptions, 'bodyLimit'> & SocketLimits = {},
+): HttpHandler {
+  const ready = handled(backend);
+  const settings = resolveOptions({ corsOrigin: false, ...(bodyLimit !== undefined && { bodyLimit }) });
+  const gateway: Promise<Gateway> = createGateway(routes, ready, settings);
+  return serveSockets(gateway, limits);
+}
+
+/** Before anything may throw: a load that fails is answered to clients and must never go unhandled. */
+function handled(backend: Promise<HttpBackend> | HttpBackend): Promise<HttpBackend> {
+  const ready = Promise.resolve(backend);
+  ready.catch(() => {});
+  return ready;
 }
