@@ -15,6 +15,20 @@ export function layerRanges(layers: readonly number[]): string {
   return ranges.length === 0 ? 'none' : ranges.join(',');
 }
 
+/** A table, or where that is too wide, each row as a paragraph of its own: its first cell, then the others by name. */
+export function tableWithin(
+  columns: number,
+  rows: readonly (readonly string[])[],
+  right: readonly number[] = [],
+): string {
+  const wide = table(rows, right);
+  const [head = [], ...body] = rows;
+  if (wide.split('\n').every((line) => line.length <= columns)) return wide;
+  const paragraph = ([first = '', ...cells]: readonly string[]): string =>
+    [first, ...cells.flatMap((cell, i) => (cell === '' ? [] : [`  ${head[i + 1] ?? ''}: ${cell}`]))].join('\n');
+  return body.map(paragraph).join('\n');
+}
+
 /** Columns separated by two spaces; `right` lists the columns whose cells end at the same place. */
 export function table(rows: readonly (readonly string[])[], right: readonly number[] = []): string {
   const widths: number[] = [];

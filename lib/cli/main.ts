@@ -17,6 +17,8 @@ async function main(args: readonly string[]): Promise<number> {
   let status: number = EXIT.ok;
   try {
     await program.parseAsync(prepareArgs(program, args), { from: 'user' });
+    // Of a command that has said itself what is wrong, as `doctor` does.
+    status = Number(process.exitCode ?? EXIT.ok);
   } catch (error) {
     // A child reports to its parent, which reads JSON.
     const json = args.includes('--json') || args.includes('--child');

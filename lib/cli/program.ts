@@ -1,9 +1,12 @@
-import { readFileSync } from 'node:fs';
 import { Command } from 'commander';
+import { packageVersion } from '../version.js';
 import { knownFlags, splitArgs } from './argv.js';
 import { addDemoCommand } from './demo.js';
+import { addDoctorCommand } from './doctor.js';
 import { addProbeCommand } from './probe.js';
 import { addServeCommand, SERVE_ALIASES } from './serve.js';
+import { addStatusCommand } from './status.js';
+import { addUpCommand, UP_ALIASES } from './up.js';
 import { addWorkerCommand } from './worker.js';
 
 /** The whole command line as commander sees it. Errors are thrown as `CommanderError` instead of ending the process. */
@@ -14,29 +17,32 @@ export function createProgram(): Command {
     .exitOverride()
     // Errors are printed in one place, as text or JSON.
     .configureOutput({ outputError: () => {} });
+  addUpCommand(program);
+  addStatusCommand(program);
+  addDoctorCommand(program);
   addWorkerCommand(program);
   addServeCommand(program);
   addProbeCommand(program);
   addDemoCommand(program);
-  program.addHelpText('after', '\nExamples:\n  $ droid-llama demo\n  $ droid-llama serve --help\n');
+  program.addHelpText(
+    'after',
+    '\nExamples:\n  $ droid-llama up -m model.gguf\n  $ droid-llama demo\n  $ droid-llama serve --help\n',
+  );
   return program;
 }
 
 /**
- * Prepares arguments for commander: flags of `serve` that are llama-server's own move behind a `--`, in order.
+ * Prepares arguments for commander: flags of `serve` that are llama-server's own move behind a `--`, in order, and the
+ * spellings that commander cannot express are replaced.
  * @throws CommanderError as commander does
  */
 export function prepareArgs(program: Command, args: readonly string[]): string[] {
-  const serve = program.commands.find((command) => command.name() === 'serve');
-  if (args[0] !== 'serve' || !serve) return [...args];
-  const { known, llamaArgs } = splitArgs(args.slice(1), knownFlags(serve, SERVE_ALIASES));
-  return ['serve', ...known, ...(llamaArgs.length > 0 ? ['--', ...llamaArgs] : [])];
-}
-
-function packageVersion(): string {
-  // The same distance from lib/cli and from dist/cli.
-  const manifest: unknown = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
-  return typeof manifest === 'object' && manifest !== null && 'version' in manifest
-    ? String(manifest.version)
-    : '0.0.0';
+  const command = program.commands.find((candidate) => candidate.name() === args[0]);
+  if (command?.name() === 'serve') {
+    const { known, llamaArgs } = splitArgs(args.slice(1), knownFlags(command, SERVE_ALIASES));
+    return ['serve', ...known, ...(llamaArgs.length > 0 ? ['--', ...llamaArgs] : [])];
+  }
+  if (command?.name() !== 'up') return [...args];
+  const end = args.indexOf('--');
+  return args.map((arg, i) => (end >= 0 && i >= end ? arg : (UP_ALIASES[arg] ?? arg)));
 }

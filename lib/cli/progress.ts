@@ -43,7 +43,9 @@ export class LoadingBar {
     const percent = Math.floor(Math.min(1, Math.max(0, fraction)) * 100);
     // llama.cpp reports every tensor; only what changes the text is written.
     const step = this.#inPlace ? percent : percent - (percent % STEP);
-    if (step <= this.#shown) return;
+    // Going back means that another load has begun.
+    if (step < this.#shown) this.#shown = -1;
+    if (step === this.#shown) return;
     this.#shown = step;
     const label = STAGES[stage] ?? stage;
     if (this.#inPlace) {

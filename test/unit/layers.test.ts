@@ -1,4 +1,4 @@
-/** Data flows one way: cli → http → context and rpc-server → addon. A file may import from its own layer or below. */
+/** Data flows one way: cli → cluster → context and rpc-server → http → transport → addon; a file imports from its layer or below. */
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, relative, resolve } from 'node:path';
 import { describe, expect, it } from 'vitest';
@@ -8,11 +8,17 @@ const lib = join(projectRoot, 'lib');
 const layers = [
   ['cli/'],
   ['index.ts'],
+  // A look at a device, and what its user is told of it.
+  ['doctor/'],
+  // What wires the stages of a cluster; the stages themselves know each other's records only.
+  ['cluster/cluster.ts'],
+  ['cluster/master/leadership.ts', 'cluster/stages.ts'],
+  ['cluster/'],
   ['context.ts'],
-  ['http/', 'rpc-server.ts', 'engine-request.ts', 'context-options.ts'],
-  ['placement.ts', 'probe.ts', 'sse.ts'],
-  ['addon.ts', 'validate.ts'],
-  ['errors.ts', 'types.ts'],
+  ['http/', 'requests.ts', 'rpc-server.ts', 'engine-request.ts', 'context-options.ts', 'start-engine.ts'],
+  ['placement.ts', 'probe.ts', 'rpc-peer.ts', 'rpc-stream.ts', 'security.ts', 'sse.ts', 'transport/', 'worker-link.ts'],
+  ['addon.ts', 'endpoint.ts', 'validate.ts'],
+  ['errors.ts', 'types.ts', 'user-dirs.ts', 'version.ts'],
 ];
 
 const files = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.ts'));

@@ -92,6 +92,11 @@ describe('planLayers', () => {
     outerTensors: [],
     headBytes: 200,
     kvBytesPerTokenLayer: 1,
+    activeBytesPerLayer: Array.from({ length: 10 }, () => 1000),
+    embeddingLength: 8,
+    feedForwardLength: 16,
+    headCount: 1,
+    vocabularySize: 10,
   };
   const plan = (master: number, worker: number, more: object = {}) =>
     planLayers({
