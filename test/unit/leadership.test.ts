@@ -178,6 +178,31 @@ describe('a master', () => {
     expect(led.loads.all).toHaveLength(loads + 1);
   });
 
+  it('tells that it waits once, however often it looks', async () => {
+    const led = lead();
+    const told = vi.fn();
+    led.leadership.on('lead', told);
+    const small = { ...master, memory: 1000 };
+    for (let i = 0; i < 20; i++) {
+      led.leadership.update(situation([], small));
+      await pass(50);
+    }
+    expect(told.mock.calls.length).toBeLessThan(3);
+  });
+
+  it('tries a failed load again also when a worker came back from its pause meanwhile', async () => {
+    const led = await loaded([worker('B')]);
+    led.loads.last.loseWorker(0);
+    await pass(1000);
+    led.loads.last.fail(new DroidLlamaError('DROID_OUT_OF_MEMORY', 'The master has 5 MiB free.'));
+    await pass(10);
+    expect(led.leadership.lead().state).toBe('failed');
+    const loads = led.loads.all.length;
+    // The worker's pause ends before that of the failed load does.
+    await pass(10_000);
+    expect(led.loads.all.length).toBeGreaterThan(loads);
+  });
+
   it('does not try a model again that cannot be loaded', async () => {
     const led = lead();
     led.leadership.update(situation([]));
