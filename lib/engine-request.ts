@@ -1,6 +1,7 @@
 /** One request to the engine, from a JS call to an {@link EngineResponse}. */
 import { addon, type NativeEngine, type NativeRequest, toDroidLlamaError } from './addon.js';
 import { DroidLlamaError } from './errors.js';
+import { serialIterator } from './serial-iterator.js';
 import type { EngineResponse, EngineRoute, RequestOptions } from './types.js';
 import { invalid, plainObject, show } from './validate.js';
 
@@ -56,7 +57,6 @@ function readBody(
   cancel: () => void,
 ): AsyncIterableIterator<Uint8Array> {
   let ended = false;
-  let previous: Promise<unknown> = Promise.resolve();
   const end = () => {
     ended = true;
     native.cancel();
@@ -71,21 +71,7 @@ function readBody(
     if (chunk === undefined && !stopped) throw cancellationOf(signal);
     return { done: true, value: undefined };
   };
-  return {
-    next() {
-      // The engine takes one call at a time; a second one waits for the first.
-      const result = previous.then(read);
-      previous = result.catch(() => {});
-      return result;
-    },
-    async return() {
-      end();
-      return { done: true, value: undefined };
-    },
-    [Symbol.asyncIterator]() {
-      return this;
-    },
-  };
+  return serialIterator(read, end);
 }
 
 /** What an ended request rejects with: the caller's own reason, or that the context went away. */

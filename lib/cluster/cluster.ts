@@ -393,6 +393,14 @@ export class Cluster extends EventEmitter<ClusterEvents> {
     leadership.on('plan', (plan) => this.emit('plan', plan));
     leadership.on('progress', (progress) => this.emit('progress', progress));
     leadership.on('lost', (error, peer) => this.emit('lost', error, peer));
+    leadership.on('failed', (error) => {
+      if (leadership.hopeless) {
+        // Another device's model may be better: this one is no candidate any more.
+        this.#modelFailure = error;
+        this.#tell({ model: null });
+      }
+      this.#report(error);
+    });
     return leadership;
   }
 
@@ -415,17 +423,9 @@ export class Cluster extends EventEmitter<ClusterEvents> {
     if (!leadership || this.#leaving) return;
     const lead = leadership.lead();
     if (JSON.stringify(lead) === JSON.stringify(this.#stages.membership.self().lead)) return;
-    const failed = lead.state === 'failed' && this.#stages.membership.self().lead?.state !== 'failed';
     this.#tell({ lead });
     this.#tellReady();
     this.#changes.tell();
-    if (!failed || !leadership.runtime.failure) return;
-    if (leadership.hopeless) {
-      // Another device's model may be better: this one is no candidate any more.
-      this.#modelFailure = leadership.runtime.failure;
-      this.#tell({ model: null });
-    }
-    this.#report(leadership.runtime.failure);
   }
 
   #tellReady(): void {

@@ -98,6 +98,9 @@ describe('a master', () => {
     led.leadership.update(situation([worker('B')]));
     await pass(1000);
     expect(led.loads.all).toHaveLength(1);
+    // Others must not take the plan to come for what is loaded.
+    expect(led.leadership.lead()).toMatchObject({ state: 'ready', plan: { parts: [{ id: 'A' }] } });
+    expect(led.leadership.lead().plan?.parts).toHaveLength(1);
     led.loads.all[0]?.context.finish();
     await stream.ended;
     await pass(10);

@@ -1,5 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import { DroidLlamaError } from '../../errors.js';
+import { serialIterator } from '../../serial-iterator.js';
 
 /**
  * The body of an answer, read no faster than it is asked for. No generator: return() must hang up at once, also before
@@ -12,7 +13,6 @@ export function streamBody(
   { signal, onEnd }: { signal: AbortSignal | undefined; onEnd: () => void },
 ): AsyncIterableIterator<Uint8Array> {
   let ended = false;
-  let previous: Promise<unknown> = Promise.resolve();
   let wake: () => void = () => {};
   for (const event of ['readable', 'end', 'error', 'close']) response.on(event, () => wake());
 
@@ -46,20 +46,7 @@ export function streamBody(
     return { done: true, value: undefined };
   };
 
-  return {
-    next() {
-      const result = previous.then(read);
-      previous = result.catch(() => {});
-      return result;
-    },
-    async return() {
-      end();
-      return { done: true, value: undefined };
-    },
-    [Symbol.asyncIterator]() {
-      return this;
-    },
-  };
+  return serialIterator(read, end);
 }
 
 function broken({ errored }: IncomingMessage): DroidLlamaError {

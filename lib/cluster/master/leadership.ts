@@ -32,6 +32,8 @@ interface LeadershipEvents {
   plan: [Plan];
   progress: [LoadProgress];
   lost: [DroidLlamaError, string];
+  /** A load failed, for another reason than a lost worker; see {@link Leadership.hopeless}. */
+  failed: [DroidLlamaError];
 }
 
 /** A worker that failed while its control connection lives is not tried again at once. */
@@ -158,7 +160,10 @@ export class Leadership extends EventEmitter<LeadershipEvents> {
     const held = new Set(this.runtime.plan?.parts.map(({ id }) => id));
     const pending = roles.workers.flatMap(({ id }) => {
       const since = this.#firstSeen.get(id) ?? now;
-      this.#firstSeen.set(id, since);
+      if (!this.#firstSeen.has(id)) {
+        this.#firstSeen.set(id, now);
+        setTimeout(() => this.#again(0), MEASURE_MS + 1).unref();
+      }
       const both = links.filter(
         ({ from, to }) => (from === id || to === id) && (from === this.#options.self || to === this.#options.self),
       );
@@ -168,7 +173,6 @@ export class Leadership extends EventEmitter<LeadershipEvents> {
     for (const id of this.#firstSeen.keys()) {
       if (!roles.workers.some((worker) => worker.id === id)) this.#firstSeen.delete(id);
     }
-    if (pending.length > 0) setTimeout(() => this.#again(0), MEASURE_MS + 1).unref();
     return pending;
   }
 
@@ -246,7 +250,8 @@ export class Leadership extends EventEmitter<LeadershipEvents> {
     setTimeout(() => this.#again(0), pause + 1).unref();
   }
 
-  #onFailed({ code }: DroidLlamaError, peer: string | null): void {
+  #onFailed(error: DroidLlamaError, peer: string | null): void {
+    const { code } = error;
     if (code !== 'DROID_OUT_OF_MEMORY' && code !== 'DROID_WORKER_OUT_OF_MEMORY') {
       this.#hopeless = true;
     } else if (peer !== null) {
@@ -258,6 +263,7 @@ export class Leadership extends EventEmitter<LeadershipEvents> {
       }, FORGIVEN_AFTER_MS);
       forget.unref();
     }
+    this.emit('failed', error);
   }
 
   #isBenched(peer: string): boolean {
