@@ -30,6 +30,7 @@ foreach (off GGML_OPENMP GGML_RPC GGML_METAL GGML_BLAS GGML_ACCELERATE GGML_CCAC
     set(${off} OFF CACHE BOOL "" FORCE)
 endforeach()
 set(GGML_LLAMAFILE ON CACHE BOOL "" FORCE)
+include("${root}/native/kernels/kernels.cmake")
 add_subdirectory("${DROID_LLAMA_CPP}/ggml" ggml EXCLUDE_FROM_ALL)
 
 file(GLOB DROID_CORES CONFIGURE_DEPENDS "${root}/native/rpc/*.cc" "${root}/native/rpc/client/*.cc"

@@ -190,14 +190,17 @@ inline void fill_indices(const IndexInput & input, Random & random) {
     }
 }
 
-inline ggml_backend_buffer_type_t repacking_buffer_type() {
+// Those whose kernels are for repacked weights: llama.cpp's own and those of native/kernels/.
+inline std::vector<ggml_backend_buffer_type_t> repacking_buffer_types() {
     ggml_backend_dev_t device = ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0);
     const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
         ggml_backend_reg_get_proc_address(ggml_backend_cpu_reg(), "ggml_backend_dev_get_extra_bufts"));
+    std::vector<ggml_backend_buffer_type_t> found;
     for (ggml_backend_buffer_type_t * type = extra ? extra(device) : nullptr; type && *type; type++) {
-        if (!std::strcmp(ggml_backend_buft_name(*type), "CPU_REPACK")) return *type;
+        const char * name = ggml_backend_buft_name(*type);
+        if (!std::strcmp(name, "CPU_REPACK") || !std::strcmp(name, "CPU_INTERLEAVED")) found.push_back(*type);
     }
-    return nullptr;
+    return found;
 }
 
 // A graph in memory, ready to be checked and computed.
@@ -318,15 +321,20 @@ class Placed {
 
     // Puts the weights where a worker would have repacked them.
     bool repack(Random & random) {
-        static const ggml_backend_buffer_type_t type = repacking_buffer_type();
+        static const std::vector<ggml_backend_buffer_type_t> types = repacking_buffer_types();
         const int source = graph_.sources[graph_.nodes.back()][0];
-        if (!type || source < 0 || source == graph_.nodes.back()) return type != nullptr;
+        if (types.empty() || source < 0 || source == graph_.nodes.back()) return !types.empty();
         ggml_tensor & t = graph_.items[source].tensor;
         const size_t size = promised_extent(t);
-        weights_ = ggml_backend_buft_alloc_buffer(type, size);
-        t.buffer = weights_;
-        t.data = ggml_backend_buffer_get_base(weights_);
-        ggml_backend_buffer_init_tensor(weights_, &t);
+        for (const ggml_backend_buffer_type_t type : types) {
+            if (weights_) ggml_backend_buffer_free(weights_);
+            weights_ = ggml_backend_buft_alloc_buffer(type, size);
+            t.buffer = weights_;
+            t.data = ggml_backend_buffer_get_base(weights_);
+            ggml_backend_buffer_init_tensor(weights_, &t);
+            // It has kernels for such weights; those of native/kernels/ are not for experts.
+            if (t.extra || graph_.items[graph_.nodes.back()].tensor.op == GGML_OP_MUL_MAT_ID) break;
+        }
         fill(static_cast<char *>(t.data), size, t.type, random);
         return true;
     }

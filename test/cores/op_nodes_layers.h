@@ -35,9 +35,10 @@ inline T mul_mat_id(C c, R r) {
 }
 
 inline T mul_mat_repacked(C c, R r) {
-    const ggml_type type = r.of({GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q8_0, GGML_TYPE_IQ4_NL, GGML_TYPE_Q2_K});
+    const ggml_type type =
+        r.of({GGML_TYPE_Q4_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_K, GGML_TYPE_Q8_0, GGML_TYPE_IQ4_NL, GGML_TYPE_Q2_K});
     const int64_t n = row_of(r, type, 512);
-    T w = ggml_new_tensor_2d(c, type, n, 8 * r.in(1, 6));
+    T w = ggml_new_tensor_2d(c, type, n, 16 * r.in(1, 4));
     return ggml_mul_mat(c, w, tensor(c, r, GGML_TYPE_F32, n, r.in(1, 20), r.in(1, 3), 1));
 }
 

@@ -51,15 +51,26 @@ struct Layer {
     }
 };
 
-ggml_backend_buffer_type_t repacked_type() {
+// Where a model of one's own would have such weights, or null where it would have them as they are.
+ggml_backend_buffer_type_t repacked_type(ggml_type type) {
+    ggml_backend_dev_t cpu = ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0);
     const auto types = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
         ggml_backend_reg_get_proc_address(ggml_backend_cpu_reg(), "ggml_backend_dev_get_extra_bufts"));
-    ggml_backend_buffer_type_t * list = types ? types(ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0)) : nullptr;
-    return list ? *list : nullptr;
+    ggml_context * context = ggml_init({ggml_tensor_overhead() * 16, nullptr, true});
+    Layer layer(context, type);
+    ggml_backend_buffer_type_t found = nullptr;
+    for (ggml_backend_buffer_type_t * list = types ? types(cpu) : nullptr; list && *list && !found; list++) {
+        ggml_backend_buffer_t empty = ggml_backend_buft_alloc_buffer(*list, 0);
+        layer.weights->buffer = empty;
+        if (ggml_backend_dev_supports_op(cpu, layer.product)) found = *list;
+        ggml_backend_buffer_free(empty);
+    }
+    ggml_free(context);
+    return found;
 }
 
 bool repacks(ggml_type type) {
-    return type == GGML_TYPE_Q4_0 && (ggml_cpu_has_avx2() || ggml_cpu_has_dotprod());
+    return repacked_type(type) != nullptr;
 }
 
 // What ggml makes of it in this process, in the way a model of one's own would compute.
@@ -70,7 +81,7 @@ Bytes local(ggml_type type, const Bytes & weights, const std::vector<float> & in
     ggml_backend_cpu_set_n_threads(cpu, 1);
     ggml_backend_buffer_t repacked = nullptr;
     if (repacks(type)) {
-        repacked = ggml_backend_buft_alloc_buffer(repacked_type(), weights.size());
+        repacked = ggml_backend_buft_alloc_buffer(repacked_type(type), weights.size());
         ggml_backend_tensor_alloc(repacked, layer.weights, ggml_backend_buffer_get_base(repacked));
     }
     ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(context, cpu);
@@ -184,7 +195,7 @@ uint64_t id_of(const ggml_tensor * tensor) {
 }  // namespace
 
 TEST(computes_what_ggml_computes) {
-    for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
+    for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_0}) {
         for (const bool extended : {false, true}) {
             TestServer server(small());
             Master master(server, type, extended);
@@ -211,7 +222,7 @@ TEST(computes_what_ggml_computes) {
 }
 
 TEST(holds_the_weights_of_several_masters_once) {
-    for (const ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_F16}) {
+    for (const ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, GGML_TYPE_F16}) {
         TestServer server(small());
         const Bytes weights = weights_of(type);
         auto a = std::make_unique<Master>(server, type), b = std::make_unique<Master>(server, type);

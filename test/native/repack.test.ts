@@ -24,7 +24,7 @@ async function isRepackedHere(model: string): Promise<boolean> {
   expect(code, log).toBe(0);
   expect(log).toContain('model buffer size');
   // It also names the type for tensors that it did not put there.
-  return /CPU_REPACK model buffer size/.test(log);
+  return /CPU_(REPACK|INTERLEAVED) model buffer size/.test(log);
 }
 
 describe.each([

@@ -1,0 +1,38 @@
+# The objects of native/kernels/ for each instruction set that the compiler knows, for kernel_variants_test.
+include(CheckCXXCompilerFlag)
+
+if (CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    set(variants plain avx2 avx2_vnni avx512)
+    set(avx2_flags -mavx2 -mfma -mf16c)
+    set(avx2_vnni_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512vl -mavx512vnni -DDROID_KERNELS_AVX2)
+    set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512vl -mavx512vnni)
+elseif (CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+    set(variants plain dotprod i8mm)
+    set(dotprod_flags -march=armv8.2-a+dotprod)
+    set(i8mm_flags -march=armv8.2-a+dotprod+i8mm)
+else()
+    set(variants plain)
+endif()
+set(plain_flags -DDROID_KERNELS_PLAIN)
+
+set(compiled "")
+foreach (variant ${variants})
+    set(flags ${${variant}_flags})
+    string(REPLACE ";" " " spaced "${flags}")
+    check_cxx_compiler_flag("${spaced}" KERNELS_COMPILE_${variant})
+    if (NOT KERNELS_COMPILE_${variant})
+        continue()
+    endif()
+    add_library(kernels-${variant} OBJECT kernel_variant.cc)
+    target_include_directories(kernels-${variant} PRIVATE "${root}/native")
+    target_include_directories(kernels-${variant} SYSTEM PRIVATE "${DROID_LLAMA_CPP}/ggml/src")
+    target_compile_definitions(kernels-${variant} PRIVATE KERNEL_VARIANT=kernels_${variant}
+        KERNEL_VARIANT_NAME="${variant}")
+    # GCC 12 takes the operands that its own AVX-512 header leaves undefined for a mistake.
+    target_compile_options(kernels-${variant} PRIVATE -Wall -Wextra $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>
+        ${flags})
+    target_sources(kernel_variants_test PRIVATE $<TARGET_OBJECTS:kernels-${variant}>)
+    list(APPEND compiled kernels_${variant})
+endforeach()
+string(REPLACE ";" "," compiled "${compiled}")
+target_compile_definitions(kernel_variants_test PRIVATE "KERNEL_VARIANTS=${compiled}")
