@@ -68,6 +68,7 @@ export interface NativeEngineOptions {
   model: string;
   workers: NativeWorkerOptions[];
   headOnWorker: boolean;
+  halfActivations: boolean;
   outerTensors: readonly string[];
   contextSize: number;
   batchSize: number;

@@ -66,11 +66,20 @@ export interface DistributedContextOptions {
    * with `'worker'` the last worker sends the logits, hundreds of kilobytes a token for a large vocabulary.
    */
   head?: 'master' | 'worker';
+  /**
+   * How hidden states travel between the devices. `'f32'`, the default, is exact. `'f16'` halves most of what a token
+   * sends, for slow links, and rounds each value to 11 significant bits, so that outputs differ slightly; every worker
+   * must be one of this package that knows how, else loading fails with `DROID_INVALID_ARGUMENT`.
+   */
+  activations?: 'f32' | 'f16';
   /** Tokens of context, `-c` of llama-server; shared by `parallel` streams. Default, and 0: what the model was trained for. */
   contextSize?: number;
   /** Tokens handed to one decode, `-b`. Default 2048. */
   batchSize?: number;
-  /** Tokens computed at once, `-ub`. Default 512. */
+  /**
+   * Tokens computed at once, `-ub`. Default 64 with workers, whose computing then overlaps with the master's; 512
+   * without, and for embeddings.
+   */
   ubatchSize?: number;
   /** Threads of the master, `-t`. Default: what llama.cpp thinks best for the machine. */
   threads?: number;
@@ -127,6 +136,7 @@ const OPTION_NAMES: readonly (keyof DistributedContextOptions)[] = [
   'insecure',
   'tensorSplit',
   'head',
+  'activations',
   'contextSize',
   'batchSize',
   'ubatchSize',
@@ -210,6 +220,7 @@ export function checkLinkedOptions(options: LinkedContextOptions, workers: numbe
     model: optionalString('model', options.model) ?? invalid('model is missing; it must be the path of a GGUF file.'),
     tensorSplit: options.tensorSplit && [...options.tensorSplit],
     headOnWorker: head === 'worker',
+    halfActivations: optionalOneOf('activations', options.activations, ['f32', 'f16']) === 'f16',
     contextSize:
       optionalInteger('contextSize', options.contextSize === 0 ? undefined : options.contextSize, {
         min: 2,

@@ -41,6 +41,7 @@ EngineOptions read_options(const Napi::Object & from) {
     options.timeouts.keepalive_interval_ms = static_cast<int>(get_number(timeouts, "keepAliveIntervalMs"));
     options.timeouts.user_timeout_ms = static_cast<int>(get_number(timeouts, "userTimeoutMs"));
     options.head_on_worker = get_bool(from, "headOnWorker");
+    options.half_activations = get_bool(from, "halfActivations");
     options.outer_tensors = get_strings(from, "outerTensors");
     options.context_size = static_cast<uint32_t>(get_number(from, "contextSize"));
     options.batch_size = static_cast<uint32_t>(get_number(from, "batchSize"));

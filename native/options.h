@@ -25,6 +25,7 @@ struct EngineOptions {
     std::vector<WorkerOptions> workers;  // the master keeps the first layers, these take the rest in order
     rpc::WorkerTimeouts timeouts;
     bool head_on_worker = false;             // of the last worker
+    bool half_activations = false;           // as f16 over the network; refused by workers that do not know how
     std::vector<std::string> outer_tensors;  // ModelInfo::outer_tensors
     uint32_t context_size = 0;
     uint32_t batch_size = 0;

@@ -20,6 +20,7 @@ Workers::Workers(EngineOptions & options, std::shared_ptr<rpc::Interrupt> interr
         workers_.back() =
             std::make_unique<rpc::Worker>(worker.endpoint, std::move(addresses[i]), options.timeouts, interrupt,
                                           [on_lost, i](const CodedError & error) { on_lost(i, error); });
+        if (options.half_activations) workers_.back()->use_half();
         devices_.push_back(workers_.back()->device());
         index_of_device_.push_back(i);
     }

@@ -23,7 +23,8 @@ class Workers {
 
     // Connects to each of options.workers that has a part of the model, and takes the addresses of all of them: no
     // socket stays open that no worker uses, also when this throws. on_lost comes from any thread, with the index in
-    // options.workers. Throws what rpc::Worker throws.
+    // options.workers. Throws what rpc::Worker throws; DROID_INVALID_ARGUMENT for a worker that cannot do what
+    // options.half_activations asks for.
     Workers(EngineOptions & options, std::shared_ptr<rpc::Interrupt> interrupt, const OnLost & on_lost);
 
     // One for each connected worker, in the order of options.workers.

@@ -28,6 +28,7 @@ interface ServeOptions {
   rpc?: string[];
   tensorSplit?: number[];
   head?: 'master' | 'worker';
+  activations?: 'f32' | 'f16';
   ctxSize?: number;
   batchSize?: number;
   ubatchSize?: number;
@@ -99,6 +100,11 @@ export function addServeCommand(program: Command): void {
     .addOption(insecureOption('speak with the workers without encryption'))
     .option('--tensor-split <shares>', 'share of the layers per device, master first, e.g. 0.5,0.5 (also -ts)', shares)
     .addOption(command.createOption('--head <device>', 'where the output head goes').choices(['master', 'worker']))
+    .addOption(
+      command
+        .createOption('--activations <type>', 'how hidden states travel; f16 halves them and rounds (default: f32)')
+        .choices(['f32', 'f16']),
+    )
     .option('-c, --ctx-size <n>', 'context size in tokens, 0 for that of the model', integer(0))
     .option('-b, --batch-size <n>', 'logical batch size in tokens', integer(1))
     .option('--ubatch-size <n>', 'physical batch size in tokens (also -ub)', integer(1))
@@ -151,7 +157,8 @@ async function runServe(llamaArgs: string[], options: ServeOptions, command: Com
   }
 }
 
-function warnIfInsecure(rpc: readonly string[] = [], { insecure }: CliSecurity): void {
+/** Says what plain RPC with another device means, once it was asked for. */
+export function warnIfInsecure(rpc: readonly string[] = [], { insecure }: CliSecurity): void {
   const others = rpc.filter((endpoint) => !isLoopbackHost(parseEndpoint(endpoint).host));
   if (!insecure || others.length === 0) return;
   warn(
@@ -228,6 +235,7 @@ function contextOptions(options: ServeOptions, llamaArgs: readonly string[]): Di
     rpc: options.rpc,
     tensorSplit: options.tensorSplit,
     head: options.head,
+    activations: options.activations,
     contextSize: options.ctxSize,
     batchSize: options.batchSize,
     ubatchSize: options.ubatchSize,

@@ -2,7 +2,6 @@ import { createServer } from 'node:net';
 import { hostname } from 'node:os';
 import type { Command } from 'commander';
 import type { Cluster } from '../cluster/cluster.js';
-import { ask } from '../cluster/device/battery.js';
 import type { ClusterOptions } from '../cluster/options.js';
 import { DEFAULT_CLUSTER_PORT } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
@@ -30,6 +29,7 @@ export interface UpOptions {
   scan: boolean;
   tailscale: boolean;
   objective?: 'share' | 'fastest';
+  activations?: 'f32' | 'f16';
   ctxSize?: number;
   batchSize?: number;
   ubatchSize?: number;
@@ -89,6 +89,11 @@ export function addUpCommand(program: Command): void {
         .createOption('--objective <what>', 'share: use every device that helps; fastest: leave out who slows it down')
         .choices(['share', 'fastest']),
     )
+    .addOption(
+      command
+        .createOption('--activations <type>', 'how hidden states travel; f16 halves them and rounds (default: f32)')
+        .choices(['f32', 'f16']),
+    )
     .option('-c, --ctx-size <n>', 'tokens of context (default: chosen by the planner)', integer(1, 1 << 24))
     .option('-b, --batch-size <n>', 'tokens of a batch (default: chosen by the planner)', integer(1, 1 << 24))
     .option('--ubatch-size <n>', 'tokens computed at once (also -ub)', integer(1, 1 << 24))
@@ -142,12 +147,14 @@ async function up(llamaArgs: readonly string[], options: UpOptions, stop: AbortS
     }
     const display = new UpDisplay(options.json === true);
     display.started(cluster, token, given === undefined);
-    const status = await serveStatus(cluster.port, () => cluster.status()).catch((error: Error) => {
+    const session = new UpSession(cluster, options, display);
+    const answer = () => ({ ...cluster.status(), url: session.url });
+    const status = await serveStatus(cluster.port, answer).catch((error: Error) => {
       display.warning(`droid-llama status will not work: ${error.message}`);
       return undefined;
     });
     try {
-      await new UpSession(cluster, options, display).run(stop);
+      await session.run(stop);
     } finally {
       status?.close();
     }
@@ -170,6 +177,7 @@ async function clusterOptions(
     peers: options.peer,
     discovery: { mdns: options.mdns, scan: options.scan ? 'auto' : false, tailscale: options.tailscale },
     objective: options.objective,
+    activations: options.activations,
     contextSize: options.ctxSize,
     batchSize: options.batchSize,
     ubatchSize: options.ubatchSize,
@@ -209,6 +217,7 @@ async function checkPort(host: string, port: number): Promise<void> {
 /** What Termux calls every phone is no name. */
 async function deviceName(): Promise<string | undefined> {
   if (hostname() !== 'localhost') return undefined;
+  const { ask } = await import('../cluster/device/battery.js');
   const answer = await ask('getprop', ['ro.product.model']);
   return (answer.kind === 'answer' && answer.text.trim()) || undefined;
 }
@@ -226,6 +235,11 @@ class UpSession {
     this.#cluster = cluster;
     this.#options = options;
     this.#display = display;
+  }
+
+  /** Where HTTP is served, null while it is not: on the master. */
+  get url(): string | null {
+    return this.#server?.url ?? null;
   }
 
   /** Until `stop` is aborted, or HTTP cannot be served. */

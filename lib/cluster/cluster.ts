@@ -369,7 +369,8 @@ export class Cluster extends EventEmitter<ClusterEvents> {
   }
 
   #beginToLead(model: ModelFile): Leadership {
-    const { objective, contextSize, batchSize, ubatchSize, parallel, requestWaitMs, llamaArgs } = this.#options;
+    const { objective, activations, contextSize, batchSize, ubatchSize, parallel, requestWaitMs, llamaArgs } =
+      this.#options;
     const leadership = new Leadership({
       self: this.id,
       epoch: ++this.#epoch,
@@ -381,7 +382,12 @@ export class Cluster extends EventEmitter<ClusterEvents> {
       parallel,
       runtime: {
         openRpc: async (peer, signal) => (await this.#open(peer, 'rpc', signal)).fd,
-        engine: { threads: this.#options.threads ?? defaultThreads(), parallel, llamaArgs: [...llamaArgs] },
+        engine: {
+          threads: this.#options.threads ?? defaultThreads(),
+          activations,
+          parallel,
+          llamaArgs: [...llamaArgs],
+        },
         requestWaitMs,
         nameOf: (peer) => this.#nameOf(peer),
       },

@@ -54,6 +54,11 @@ export interface ClusterOptions {
    * prompt speed; `'fastest'` leaves out whoever slows generation down, down to no split at all. Default `'share'`.
    */
   objective?: Objective;
+  /**
+   * How hidden states travel, where this device is the master: `'f32'`, the default, is exact; `'f16'` halves them, for
+   * slow links, and rounds.
+   */
+  activations?: 'f32' | 'f16';
   /** Tokens of context, `-c`. Default: the planner chooses, at most 4096. */
   contextSize?: number;
   /** `-b`. Default: the planner chooses. */
@@ -95,6 +100,7 @@ export interface CheckedClusterOptions {
   readonly scan: boolean | 'auto';
   readonly tailscale: boolean;
   readonly objective: Objective;
+  readonly activations: 'f32' | 'f16';
   readonly contextSize: number | undefined;
   readonly batchSize: number | undefined;
   readonly ubatchSize: number | undefined;
@@ -119,6 +125,7 @@ const OPTION_NAMES: readonly (keyof ClusterOptions)[] = [
   'peers',
   'discovery',
   'objective',
+  'activations',
   'contextSize',
   'batchSize',
   'ubatchSize',
@@ -174,6 +181,7 @@ export function checkClusterOptions(options: ClusterOptions): CheckedClusterOpti
     scan: scan ?? 'auto',
     tailscale: optionalBoolean('discovery.tailscale', discovery.tailscale) ?? true,
     objective: optionalOneOf('objective', options.objective, ['share', 'fastest']) ?? 'share',
+    activations: optionalOneOf('activations', options.activations, ['f32', 'f16']) ?? 'f32',
     contextSize: tokens('contextSize'),
     batchSize: tokens('batchSize'),
     ubatchSize: tokens('ubatchSize'),

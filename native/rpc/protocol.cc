@@ -8,7 +8,8 @@ const char * command_name(uint8_t command) {
         "set_tensor",   "set_tensor_hash", "get_tensor",   "copy_tensor",     "graph_compute",   "get_device_memory",
         "init_tensor",  "get_alloc_size",  "hello",        "device_count",    "graph_recompute", "memset_tensor",
     };
-    static const char * const extension[] = {"write", "read", "offer", "put_weight", "use_weight"};
+    static const char * const extension[] = {"write",      "read",   "offer",     "put_weight",
+                                             "use_weight", "update", "read_half", "packed_graph"};
     if (command < sizeof upstream / sizeof *upstream) return upstream[command];
     const unsigned index = command - static_cast<unsigned>(Command::write);
     return index < sizeof extension / sizeof *extension ? extension[index] : "unknown";

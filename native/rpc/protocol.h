@@ -44,10 +44,20 @@ enum class Command : uint8_t {
     offer = 130,       // Offer[]: weights the master is about to place -> u8[]: 1 where the worker has them
     put_weight = 131,  // WeightRequest | data: a whole tensor of weights, which the worker keeps under its hash
     use_weight = 132,  // WeightRequest: the same for data that the answer to an offer said to be there
+
+    // From level 1 of the extension on.
+    update = 133,        // (UpdateRequest | encoded data)[]: a write, each part in the form that is shortest
+    read_half = 134,     // ReadRequest -> microseconds as above u64 | exponent i32 | the floats there as f16[]
+    packed_graph = 135,  // size u64 | the payload of a graph_compute, of that size, packed (packing.h)
 };
 
 // For messages; "unknown" for a number that is no command.
 const char * command_name(uint8_t command);
+
+// Whether it makes the worker compute a graph.
+constexpr bool computes(Command command) {
+    return command == Command::graph_compute || command == Command::graph_recompute || command == Command::packed_graph;
+}
 
 // Upstream sends a tensor's data under this size without asking for its hash first (and then never caches it).
 constexpr uint64_t hash_threshold = 10 * 1024 * 1024;
@@ -84,12 +94,15 @@ struct Capabilities {
     uint8_t version;        // extension_version; ends with different ones speak plain protocol 7
     uint8_t status;         // of an answer: HelloStatus; anything but ok is followed by a hang-up
     uint8_t holds_weights;  // of an answer: 1 when an offer may find something
-    uint8_t padding[13];
+    uint8_t level;          // the highest the client knows; of an answer: the one to use, which is not above it
+    uint8_t padding[12];
 };
 static_assert(sizeof(Capabilities) == 24, "RPC_CONN_CAPS_SIZE");
 
 constexpr char extension_magic[4] = {'d', 'r', 'd', 'l'};
 constexpr uint8_t extension_version = 1;
+// A higher level has more commands, and those of all levels below. Ends from before there were levels say 0.
+constexpr uint8_t extension_level = 1;
 
 enum class HelloStatus : uint8_t { ok = 0, busy = 1, shutting_down = 2 };
 
@@ -171,10 +184,31 @@ struct WriteRequest {
     uint64_t size;
 };
 
+enum class Form : uint8_t {
+    plain = 0,   // as it is
+    packed = 1,  // see packing.h
+    half = 2,    // floats as f16, see half.h
+};
+
+struct UpdateRequest {
+    uint64_t buffer;
+    uint64_t offset;        // from the buffer's base
+    uint32_t size;          // there
+    uint32_t encoded_size;  // of the bytes that follow; at most max_packed_update of packed ones
+    uint8_t form;           // Form
+    uint8_t exponent;       // of halves: from 0 to max_half_exponent; else 0
+};
+
 struct ReadRequest {
     uint64_t buffer;
     uint64_t offset;
     uint64_t size;
+};
+
+// Of read_half, before the halves.
+struct HalfAnswer {
+    uint64_t compute_us;
+    int32_t exponent;
 };
 
 struct Offer {
@@ -204,5 +238,6 @@ enum class NoticeReason : uint32_t { refused = 1, out_of_memory = 2, shutting_do
 constexpr uint32_t max_graph_nodes = 1u << 17;
 constexpr uint32_t max_graph_tensors = 1u << 18;
 constexpr uint32_t max_offers = 1u << 17;
+constexpr uint32_t max_packed_update = 1u << 20;
 
 }  // namespace droid::rpc

@@ -68,7 +68,9 @@ bool run(const std::string & name, uint16_t port, int layers) {
         passed = false;
     }
     for (const std::string & op : refused) std::printf("%s: not for the worker: %s\n", name.c_str(), op.c_str());
-    std::printf("%s: %llu graphs, splits%s\n", name.c_str(), static_cast<unsigned long long>(worker.counters().graphs),
+    const rpc::WorkerCounters & counters = worker.counters();
+    std::printf("%s: %llu graphs, %llu bytes sent, splits%s\n", name.c_str(),
+                static_cast<unsigned long long>(counters.graphs), static_cast<unsigned long long>(counters.bytes_sent),
                 splits.c_str());
     std::fflush(stdout);
     return passed;

@@ -96,6 +96,15 @@ FakeWorker::Script lie(Command about, const T & value) {
     };
 }
 
+std::string code_of(const std::function<void()> & action) {
+    try {
+        action();
+    } catch (const CodedError & error) {
+        return error.code();
+    }
+    return "none";
+}
+
 HelloAnswer hello(uint8_t major, uint8_t minor, uint8_t status, bool extended = true) {
     HelloAnswer answer = {major, minor, 0, 0, {}};
     if (extended) std::memcpy(answer.capabilities.magic, extension_magic, sizeof extension_magic);
@@ -226,6 +235,42 @@ TEST(lies) {
                                 return true;
                             }),
                   protocol);
+}
+
+TEST(lies_about_halves) {
+    for (const int32_t exponent : {-1, 113, INT32_MAX}) {
+        struct Answer {
+            HalfAnswer head;
+            ggml_fp16_t halves[64];
+        };
+        FakeWorker fake(true, lie(Command::read_half, Answer{{1, exponent}, {}}), 1);
+        const auto worker = connect(fake.port);
+        worker->use_half();
+        Sum sum(worker->device());
+        CHECK_EQUAL(code_of([&] { sum.step(1, 2); }), std::string("DROID_WORKER_PROTOCOL"));
+        CHECK(worker->failure());
+    }
+    FakeWorker fake(true, lie(Command::read_half, HalfAnswer{1, 0}), 1);  // and nothing behind it
+    const auto worker = connect(fake.port);
+    worker->use_half();
+    Sum sum(worker->device());
+    CHECK_EQUAL(code_of([&] { sum.step(1, 2); }), std::string("DROID_WORKER_PROTOCOL"));
+}
+
+TEST(halves_are_refused_where_nobody_knows_them) {
+    for (const bool extended : {false, true}) {
+        FakeWorker fake(extended);
+        const auto worker = connect(fake.port);
+        try {
+            worker->use_half();
+            CHECK(!"it was taken");
+        } catch (const CodedError & error) {
+            CHECK_EQUAL(std::string(error.code()), std::string("DROID_INVALID_ARGUMENT"));
+            CHECK(std::string(error.what()).find(worker->endpoint()) != std::string::npos);
+        }
+        CHECK(!worker->failure());
+        Sum(worker->device()).step(1, 2);
+    }
 }
 
 TEST(lies_about_a_tensors_size) {

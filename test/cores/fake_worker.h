@@ -34,13 +34,15 @@ class FakeWorker {
     // True when the command is dealt with; else the worker does what an honest one does.
     using Script = std::function<bool(FakeWorker &, Command, const Bytes & payload, int index)>;
 
-    explicit FakeWorker(bool extended, Script script = {}) : extended_(extended), script_(std::move(script)) {
+    // level: of the extension.
+    explicit FakeWorker(bool extended, Script script = {}, uint8_t level = 0)
+        : extended_(extended), level_(level), script_(std::move(script)) {
         std::tie(listener_, port) = droid::rpc::listen_tcp("127.0.0.1", 0);
         thread_ = std::thread([this] { serve(); });
     }
     // At the other end of a socket that is connected already.
     FakeWorker(droid::rpc::OwnedSocket socket, bool extended, Script script = {})
-        : extended_(extended), script_(std::move(script)), client_(socket.release()) {
+        : extended_(extended), level_(0), script_(std::move(script)), client_(socket.release()) {
         thread_ = std::thread([this] { serve_client(client_); });
     }
     ~FakeWorker() {
@@ -152,6 +154,7 @@ class FakeWorker {
     }
 
     const bool extended_;
+    const uint8_t level_;
     const Script script_;
     int listener_ = -1;
     int client_ = -1;
@@ -182,6 +185,8 @@ inline bool FakeWorker::answers(Command command) const {
         case Command::init_tensor:
         case Command::memset_tensor:
         case Command::write:
+        case Command::update:
+        case Command::packed_graph:
         case Command::put_weight:
         case Command::use_weight: return false;
         default: return true;
@@ -201,6 +206,7 @@ inline FakeWorker::Bytes FakeWorker::honest(Command command, const Bytes & paylo
             if (extended_) {
                 std::memcpy(hello.capabilities.magic, extension_magic, sizeof extension_magic);
                 hello.capabilities.version = extension_version;
+                hello.capabilities.level = level_;
             }
             return bytes(hello);
         }
@@ -259,6 +265,7 @@ inline FakeWorker::Bytes FakeWorker::honest(Command command, const Bytes & paylo
         }
         case Command::set_tensor_hash: return bytes(uint8_t{0});
         case Command::graph_compute:
+        case Command::packed_graph:
         case Command::graph_recompute: compute_us_ += 7; return {};
         case Command::write: {
             WriteRequest request;
@@ -275,6 +282,13 @@ inline FakeWorker::Bytes FakeWorker::honest(Command command, const Bytes & paylo
             Bytes answer = bytes(compute_us_);
             const uint8_t * data = at(base_of(request.buffer) + request.offset);
             answer.insert(answer.end(), data, data + request.size);
+            return answer;
+        }
+        case Command::read_half: {
+            ReadRequest request;
+            as(request);
+            Bytes answer = bytes(HalfAnswer{compute_us_, 0});
+            answer.resize(answer.size() + request.size / 2);  // zeros; updates are not kept
             return answer;
         }
         case Command::offer: {

@@ -50,11 +50,12 @@ class RawClient {
     RawClient & operator=(const RawClient &) = delete;
 
     // Greets; false when the server hung up.
-    bool hello(bool extended = true) {
+    bool hello(bool extended = true, uint8_t level = extension_level) {
         Capabilities capabilities = {};
         if (extended) {
             std::memcpy(capabilities.magic, extension_magic, sizeof extension_magic);
             capabilities.version = extension_version;
+            capabilities.level = level;
         }
         send(Command::hello, bytes_of(capabilities));
         uint64_t size = 0;

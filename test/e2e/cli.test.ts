@@ -98,7 +98,7 @@ it("runs the guide's two commands", async () => {
   expect(await answer.json()).toMatchObject({
     choices: [{ finish_reason: 'stop', index: 0, message: { role: 'assistant', content: '2+2 equals 4.' } }],
   });
-  await worker.says(/\[put_weight\] [\s\S]*\[write\] [\s\S]*\[graph_recompute\] device: 0\n[\s\S]*\[read\] /);
+  await worker.says(/\[put_weight\] [\s\S]*\[update\] [\s\S]*\[graph_recompute\] device: 0\n[\s\S]*\[read\] /);
 
   serve.signal('SIGINT');
   expect((await serve.ended()).status).toBe(0);

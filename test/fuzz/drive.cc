@@ -7,6 +7,8 @@
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
 
 namespace droid::fuzz {
 
@@ -123,6 +125,28 @@ void drive(Worker & worker) {
     ggml_backend_tensor_get(other, saved.data(), 0, saved.size());
     ggml_backend_tensor_get(q8, saved.data(), 8, 100);
     worker.offer(manifest);
+
+    // A hidden state from the master to a graph, and back.
+    worker.use_half();
+    const ggml_backend_ptr cpu(ggml_backend_cpu_init());
+    const ggml_context_ptr here_context = make_context(), there_context = make_context();
+    ggml_tensor * computed = ggml_neg(here_context.get(), ggml_new_tensor_1d(here_context.get(), GGML_TYPE_F32, 300));
+    const ggml_backend_buffer_ptr here(ggml_backend_alloc_ctx_tensors(here_context.get(), cpu.get()));
+    const std::vector<float> hidden = ramp(300, 5000);
+    ggml_backend_tensor_set(computed, hidden.data(), 0, ggml_nbytes(computed));
+    ggml_tensor * received = ggml_new_tensor_1d(there_context.get(), GGML_TYPE_F32, 300);
+    ggml_tensor * square = ggml_sqr(there_context.get(), received);
+    ggml_cgraph * squares = ggml_new_graph(there_context.get());
+    ggml_build_forward_expand(squares, square);
+    squares->uid = ggml_graph_next_uid();
+    const ggml_backend_buffer_ptr there(ggml_backend_alloc_ctx_tensors_from_buft(there_context.get(), type));
+    if (!there) give_up(worker);
+    std::vector<float> squared(300);
+    for (int i = 0; i < 3; i++) {
+        ggml_backend_tensor_copy_async(cpu.get(), backend.get(), computed, received);
+        ggml_backend_graph_compute_async(backend.get(), squares);
+        ggml_backend_tensor_get(square, squared.data(), 0, ggml_nbytes(square));
+    }
 }
 
 }  // namespace droid::fuzz

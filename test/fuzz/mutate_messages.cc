@@ -96,6 +96,9 @@ class Mutator {
                                                130,
                                                131,
                                                132,
+                                               133,
+                                               134,
+                                               135,
                                                255,
                                                droid::fuzz::other_master,
                                                droid::fuzz::restart};
@@ -152,7 +155,27 @@ class Mutator {
                     message.payload.resize(message.payload.size() + size, uint8_t(pick(256)));
                 }
                 break;
+            case Command::update:
+                for (size_t parts = 1 + pick(3); parts > 0; parts--) {
+                    const size_t encoded = pick(300);
+                    append(message, handle());
+                    append(message, uint64_t(pick(2) ? 4 * pick(64) : interesting()));
+                    append(message, uint32_t(pick(4) ? encoded * (1 + pick(2)) : interesting()));
+                    append(message, uint32_t(pick(8) ? encoded : interesting()));
+                    append(message, uint8_t(pick(16) ? pick(3) : interesting()));
+                    append(message, uint8_t(pick(8) ? 0 : interesting()));
+                    // A repetition in packed data, if that is what it is.
+                    for (size_t i = 0; i < encoded; i++) {
+                        append(message, uint8_t(i % 4 ? pick(16) : pick(4) ? 1 : pick(256)));
+                    }
+                }
+                break;
+            case Command::packed_graph:
+                append(message, uint64_t(pick(2) ? 1 + pick(4096) : interesting()));
+                message.payload.resize(message.payload.size() + pick(300), uint8_t(pick(256)));
+                break;
             case Command::read:
+            case Command::read_half:
                 append(message, handle());
                 append(message, uint64_t(interesting()));
                 append(message, uint64_t(interesting()));

@@ -126,7 +126,7 @@ async function merge(target, program, committed, found) {
   if (!result.ok) return report(`${target}, merge`, result);
   // Conversations that were recorded, and inputs that once failed.
   const named = readdirSync(committed).filter((name) =>
-    /^(op-|extended$|plain$|shared$|restarted$|upstream-cache$|regression-)/.test(name),
+    /^(op-|extended$|plain$|level1$|shared$|restarted$|upstream-cache$|regression-)/.test(name),
   );
   for (const name of readdirSync(committed)) if (!named.includes(name)) rmSync(join(committed, name));
   let left = LIMITS[target].bytes;

@@ -1,5 +1,6 @@
 // Records a conversation of our client with our server: `seeds <directory>` writes what each side sent to
 // <directory>/session and <directory>/connection, in the form that the fuzz targets take.
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -33,8 +34,10 @@ struct Conversation {
     std::vector<Bytes> answers;
 };
 
-// plain: the worker does not say that it speaks the extension.
-Conversation record(bool plain, const std::function<void(Worker &)> & use) {
+// What the worker says of the extension.
+enum class Dialect { plain, extended, level1 };
+
+Conversation record(Dialect dialect, const std::function<void(Worker &)> & use) {
     Conversation conversation;
     PipeWorker worker;
     worker.expect(
@@ -44,8 +47,10 @@ Conversation record(bool plain, const std::function<void(Worker &)> & use) {
                 const auto * bytes = static_cast<const uint8_t *>(pieces[i].iov_base);
                 answer.insert(answer.end(), bytes, bytes + pieces[i].iov_len);
             }
-            if (plain && conversation.answers.empty()) {
-                std::fill(answer.end() - sizeof(Capabilities), answer.end(), uint8_t(0));
+            if (conversation.answers.empty()) {
+                const auto capabilities = answer.end() - sizeof(Capabilities);
+                if (dialect == Dialect::plain) std::fill(capabilities, answer.end(), uint8_t(0));
+                if (dialect == Dialect::extended) capabilities[offsetof(Capabilities, level)] = 0;
             }
             conversation.answers.push_back(answer);
             const iovec piece = {answer.data(), answer.size()};
@@ -57,7 +62,12 @@ Conversation record(bool plain, const std::function<void(Worker &)> & use) {
         });
     {
         Worker client("seeds", {"127.0.0.1", worker.port()}, {}, nullptr);
-        use(client);
+        try {
+            use(client);
+        } catch (const droid::CodedError & error) {
+            // Halves, of a worker that does not say it knows them.
+            if (dialect == Dialect::level1 || error.code() != "DROID_INVALID_ARGUMENT") throw;
+        }
     }
     worker.wait();
     return conversation;
@@ -131,11 +141,14 @@ int main(int argc, char ** argv) {
     }
     const std::filesystem::path directory = argv[1];
     try {
-        for (const bool plain : {false, true}) {
-            const std::string kind = plain ? "plain" : "extended";
-            const Conversation conversation = record(plain, drive);
+        for (const Dialect dialect : {Dialect::plain, Dialect::extended, Dialect::level1}) {
+            const std::string kind = dialect == Dialect::plain      ? "plain"
+                                     : dialect == Dialect::extended ? "extended"
+                                                                    : "level1";
+            const Conversation conversation = record(dialect, drive);
             save(directory / "session" / kind, conversation.requests);
-            (plain ? save_upstream_cache : save_pairs)(directory, conversation.requests);
+            if (dialect == Dialect::plain) save_upstream_cache(directory, conversation.requests);
+            if (dialect == Dialect::extended) save_pairs(directory, conversation.requests);
             Bytes replaced;
             for (const Bytes & answer : conversation.answers) append_action(replaced, 1, answer);
             save(directory / "connection" / kind, replaced);
@@ -160,7 +173,7 @@ int main(int argc, char ** argv) {
                     std::fprintf(stderr, "op %zu: %s\n", i, error.what());
                 }
             };
-            save(directory / "session" / ("op-" + std::to_string(i)), record(false, compute).requests);
+            save(directory / "session" / ("op-" + std::to_string(i)), record(Dialect::extended, compute).requests);
         }
     } catch (const std::exception & error) {
         std::fprintf(stderr, "%s\n", error.what());

@@ -68,6 +68,7 @@ function openEngine(
       model: tinyModel,
       workers,
       headOnWorker: false,
+      halfActivations: false,
       outerTensors: model.outerTensors,
       contextSize: 512,
       batchSize: 0,

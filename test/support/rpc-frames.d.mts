@@ -22,6 +22,9 @@ export declare const COMMANDS: {
   readonly offer: 130;
   readonly put_weight: 131;
   readonly use_weight: 132;
+  readonly update: 133;
+  readonly read_half: 134;
+  readonly packed_graph: 135;
 };
 export type CommandName = keyof typeof COMMANDS;
 

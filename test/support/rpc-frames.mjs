@@ -25,6 +25,9 @@ export const COMMANDS = /** @type {const} */ ({
   offer: 130,
   put_weight: 131,
   use_weight: 132,
+  update: 133,
+  read_half: 134,
+  packed_graph: 135,
 });
 
 /** @typedef {import('./rpc-frames.d.mts').CommandName} CommandName */
@@ -46,6 +49,7 @@ const answered = new Set([
   'hello',
   'device_count',
   'read',
+  'read_half',
   'offer',
 ]);
 
@@ -56,12 +60,12 @@ export function hasAnswer(command) {
 
 /** @param {string} command */
 export function isGraph(command) {
-  return command === 'graph_compute' || command === 'graph_recompute';
+  return command === 'graph_compute' || command === 'graph_recompute' || command === 'packed_graph';
 }
 
 /** Commands that bring the result of a graph back. @param {string} command */
 export function isRead(command) {
-  return command === 'get_tensor' || command === 'read';
+  return command === 'get_tensor' || command === 'read' || command === 'read_half';
 }
 
 /** Commands that bring a tensor's weights to the worker while a model loads. @param {string} command */

@@ -40,8 +40,8 @@ describe('time', () => {
   it('counts a round trip and the bytes of a token for a worker, as measured', () => {
     const link = { roundTrip: 0.0058, up: 6.25e6, down: 6.25e6 };
     const times = deviceTimes(guideShape, sizing, core, link);
-    // 7.9 KB up and 3.6 KB down were counted; with 512 tokens of context the mask is half a kilobyte longer.
-    expect(times.tokenLink).toBeCloseTo(0.0058 + (7927 + 512 + 3584) / 6.25e6, 4);
+    // 3829 bytes up and 3600 down were counted, with 256 cells of context and with 4096.
+    expect(times.tokenLink).toBeCloseTo(0.0058 + (3829 + 3600) / 6.25e6, 5);
   });
 
   it('overlaps the last worker with all others, and nothing else', () => {

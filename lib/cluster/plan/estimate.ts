@@ -22,10 +22,12 @@ const SAMPLING_BYTES_PER_TOKEN = 24;
 const PROMPT_TOKENS = 512;
 /** llama.cpp's kernels for many tokens at once need this many; with fewer, arithmetic takes so many times as long. */
 const SMALL_UBATCH = { below: 64, slowdown: 1.25 };
-/** A graph that is sent anew takes this much of each layer (7.3 to 8 KB were counted); a ubatch of a prompt does so. */
-const GRAPH_BYTES_PER_LAYER = 8192;
-/** What a generated token sends besides hidden states and mask: positions, cell indices, headers. */
+/** A graph that is sent anew takes this much of each layer (1.9 KB were counted); a ubatch of a prompt may do so. */
+const GRAPH_BYTES_PER_LAYER = 2048;
+/** What a generated token sends besides its hidden state: mask, positions, cell indices, headers (245 were counted). */
 const TOKEN_OVERHEAD_BYTES = 256;
+/** The same of a token in a ubatch of a prompt (19 were counted); a row of the mask is packed into ten bytes. */
+const PROMPT_TOKEN_OVERHEAD_BYTES = 32;
 /** Weights are read from storage at about this rate; a floor of the time to load. */
 const STORAGE_BYTES_PER_SECOND = 500e6;
 
@@ -176,16 +178,14 @@ export function deviceTimes(
     ubatch[i + 1] = (computing[i + 1] ?? 0) + (i + 1) * sendPerLayer;
   }
   const hidden = widthOf(model) * F32;
-  // The residual and the block's output go up, since their sum is the next device's; and a row of the mask.
-  const up = 2 * hidden + F16 * cached;
   const half = link ? link.roundTrip / 2 : 0;
-  const send = link ? half + (tokens * up) / link.up : 0;
+  const send = link ? half + (tokens * (hidden + PROMPT_TOKEN_OVERHEAD_BYTES)) / link.up : 0;
   return {
     token,
     ubatch,
     compute: computing,
-    tokenLink: link ? link.roundTrip + (up + TOKEN_OVERHEAD_BYTES) / link.up + hidden / link.down : 0,
-    ubatchLink: link ? send + half + (tokens * 2 * hidden) / link.down : 0,
+    tokenLink: link ? link.roundTrip + (hidden + TOKEN_OVERHEAD_BYTES) / link.up + hidden / link.down : 0,
+    ubatchLink: link ? send + half + (tokens * hidden) / link.down : 0,
     send,
     sendPerLayer,
     answer: link ? half + hidden / link.down : 0,

@@ -105,7 +105,7 @@ void Connection::begin(const Asked & asked, const void * head, size_t head_size,
     append(&size, sizeof size);
     append(head, head_size);
     counters_.messages_sent++;
-    const bool graph = asked.command == Command::graph_compute || asked.command == Command::graph_recompute;
+    const bool graph = computes(asked.command);
     (graph ? last_graph_ : last_) = asked;
     if (graph) last_.reset();
 }
@@ -130,7 +130,8 @@ void Connection::send(const Asked & asked, const void * head, size_t head_size, 
 void Connection::send_joined(const Asked & asked, const void * head, size_t head_size, const void * body,
                              size_t body_size) {
     check();
-    if (!joinable_ || body_size >= direct_body || outgoing_.size() + head_size + body_size > outgoing_limit) {
+    const bool same = joinable_ && outgoing_[*joinable_] == static_cast<uint8_t>(asked.command);
+    if (!same || body_size >= direct_body || outgoing_.size() + head_size + body_size > outgoing_limit) {
         const size_t start = outgoing_.size();
         send(asked, head, head_size, body, body_size);
         if (outgoing_.size() > start) joinable_ = start;

@@ -13,8 +13,7 @@ namespace {
 std::string words(const Asked & asked) {
     std::string text = command_name(static_cast<uint8_t>(asked.command));
     if (asked.amount == 0) return text;
-    const bool graph = asked.command == Command::graph_compute || asked.command == Command::graph_recompute;
-    return text + " of " + std::to_string(asked.amount) + (graph ? " nodes" : " bytes");
+    return text + " of " + std::to_string(asked.amount) + (computes(asked.command) ? " nodes" : " bytes");
 }
 
 // A text of the worker's for our messages and logs.

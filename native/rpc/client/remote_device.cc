@@ -39,6 +39,7 @@ void RemoteDevice::handshake() {
     Capabilities ours = {};
     std::memcpy(ours.magic, extension_magic, sizeof ours.magic);
     ours.version = extension_version;
+    ours.level = extension_level;
     HelloAnswer hello = {};
     uint32_t devices = 0;
     DeviceMemoryAnswer memory = {};
@@ -68,6 +69,7 @@ void RemoteDevice::handshake() {
         connection_.fail_protocol(greeting, "an unknown status");
     }
     extended_ = ours_too && theirs.version == extension_version;
+    if (extended_) level_ = std::min(theirs.level, extension_level);
     holds_weights_ = extended_ && theirs.holds_weights != 0;
 
     connection_.wait(last);

@@ -35,6 +35,7 @@ class RemoteDevice {
     void handshake();
     bool extended() const { return extended_; }
     bool holds_weights() const { return holds_weights_; }
+    uint8_t level() const { return level_; }  // of the extension
     uint64_t alignment() const { return alignment_; }
     uint64_t max_size() const { return max_size_; }
     std::optional<CodedError> failure() const { return connection_.failure(); }
@@ -59,6 +60,8 @@ class RemoteDevice {
     // tensor lies in buffer; offset and size are within the tensor.
     void write(const RemoteBuffer & buffer, const ggml_tensor & tensor, const void * data, uint64_t offset,
                uint64_t size);
+    // The whole of a tensor that another device computed; exactly, unless use_half() was called and it holds floats.
+    void write_activation(const RemoteBuffer & buffer, const ggml_tensor & tensor, const void * data);
     // A write that may be a whole tensor of weights.
     void write_weight(const RemoteBuffer & buffer, const ggml_tensor & tensor, const void * data, uint64_t offset,
                       uint64_t size);
@@ -66,6 +69,9 @@ class RemoteDevice {
     void read(const RemoteBuffer & buffer, const ggml_tensor & tensor, void * data, uint64_t offset, uint64_t size);
     bool copy(const RemoteBuffer & src_buffer, const ggml_tensor & src, const RemoteBuffer & dst_buffer,
               const ggml_tensor & dst);
+
+    // From now on floats that were computed travel as f16 from device to device. The worker's level is 1 or higher.
+    void use_half() { half_ = true; }
 
     // Streams. data is filled once synchronize() has returned.
     void read_async(const void * stream, const RemoteBuffer & buffer, const ggml_tensor & tensor, void * data,
@@ -83,11 +89,13 @@ class RemoteDevice {
         uint64_t buffer;
         uint64_t offset;  // from its base
         uint64_t size;
+        bool half;
         std::vector<uint8_t> request;
 
         bool same_bytes(const Read & other) const {
-            return buffer == other.buffer && offset == other.offset && size == other.size;
+            return buffer == other.buffer && offset == other.offset && size == other.size && half == other.half;
         }
+        uint64_t answer_size() const { return half ? sizeof(int32_t) + size / 2 : size; }
     };
     // A read that was sent because it followed the same graph the last time.
     struct Prediction {
@@ -104,11 +112,16 @@ class RemoteDevice {
 
     [[nodiscard]] std::unique_lock<std::mutex> lock();
     void changes() noexcept;
-    Read describe(const RemoteBuffer & buffer, const ggml_tensor & tensor, uint64_t offset, uint64_t size) const;
-    Connection::Ticket start_read(const void * stream, const RemoteBuffer & buffer, const ggml_tensor & tensor,
-                                  void * data, uint64_t offset, uint64_t size);
+    Read describe(const RemoteBuffer & buffer, const ggml_tensor & tensor, uint64_t offset, uint64_t size,
+                  bool half) const;
+    // data has room for the answer to the read.
+    Connection::Ticket start_read(const void * stream, Read read, void * data);
+    void decode_half(uint64_t size, float * data);
     Connection::Ticket ask_read(const Read & read, void * data, const void * stream);
     void predict_reads();
+    void write_update(const RemoteBuffer & buffer, uint64_t offset, uint64_t size, const void * data, bool pack_it);
+    void write_half(const RemoteBuffer & buffer, uint64_t offset, uint64_t count, const float * data);
+    void send_graph();
     void write_plain(const RemoteBuffer & buffer, const ggml_tensor & tensor, bool cache, const void * data,
                      uint64_t offset, uint64_t size);
     void write_whole_weight(const RemoteBuffer & buffer, const ggml_tensor & tensor, const void * data, uint64_t size);
@@ -118,6 +131,8 @@ class RemoteDevice {
     WorkerCounters & counters_;
     bool extended_ = false;
     bool holds_weights_ = false;
+    uint8_t level_ = 0;
+    bool half_ = false;
     uint64_t alignment_ = 0;
     uint64_t max_size_ = 0;
 
@@ -133,6 +148,9 @@ class RemoteDevice {
     double graph_work_ = 0;
     uint64_t graph_nodes_ = 0;
     std::vector<uint8_t> graph_payload_;
+    std::vector<uint8_t> packed_;
+    std::vector<ggml_fp16_t> halves_;
+    std::vector<uint8_t> half_answer_;
     bool after_graph_ = false;  // nothing but reads since the last graph
     std::vector<Read> reads_;   // those
     std::vector<Prediction> predictions_;

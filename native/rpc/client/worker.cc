@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
@@ -102,6 +103,7 @@ struct Worker::Impl {
         backend->iface.free = backend_free;
         backend->iface.set_tensor_async = backend_set_tensor;
         backend->iface.get_tensor_async = backend_get_tensor;
+        backend->iface.cpy_tensor_async = backend_copy_tensor;
         backend->iface.synchronize = backend_synchronize;
         backend->iface.graph_compute = backend_compute;
         backend->device = device;
@@ -129,6 +131,23 @@ struct Worker::Impl {
         } else {
             ggml_backend_tensor_get(tensor, data, offset, size);
         }
+    }
+    // What another device computed, after it has; the scheduler copies inputs another way. What this does not take, it
+    // copies like those.
+    static bool backend_copy_tensor(ggml_backend_t, ggml_backend_t to, const ggml_tensor * src, ggml_tensor * dst) {
+        RemoteDevice & remote = of(to).remote;
+        const RemoteBuffer * buffer = remote_buffer(*dst, remote);
+        const ggml_backend_buffer_t from = src->view_src ? src->view_src->buffer : src->buffer;
+        const bool computed = src->op != GGML_OP_NONE && !src->view_src && !(src->flags & GGML_TENSOR_FLAG_INPUT);
+        if (!buffer || !from || !computed || !ggml_is_contiguous(src) || !ggml_are_same_layout(src, dst)) return false;
+        if (ggml_backend_buffer_is_host(from)) {
+            remote.write_activation(*buffer, *dst, src->data);
+        } else {
+            std::vector<uint8_t> data(ggml_nbytes(src));
+            ggml_backend_tensor_get(src, data.data(), 0, data.size());
+            remote.write_activation(*buffer, *dst, data.data());
+        }
+        return true;
     }
     static void backend_synchronize(ggml_backend_t backend) { of(backend).remote.synchronize(); }
     static ggml_status backend_compute(ggml_backend_t backend, ggml_cgraph * graph) {
@@ -168,6 +187,14 @@ const WorkerCounters & Worker::counters() const {
 
 bool Worker::extended() const {
     return impl_->remote.extended();
+}
+
+void Worker::use_half() {
+    if (impl_->remote.level() >= 1) return impl_->remote.use_half();
+    throw CodedError("DROID_INVALID_ARGUMENT",
+                     "The worker " + endpoint() + " cannot exchange activations as f16: it is " +
+                         (extended() ? "of an older version of this package" : "not one of this package") +
+                         ". Update it, or leave activations at f32.");
 }
 
 bool Worker::holds_weights() const {

@@ -85,6 +85,10 @@ class Worker {
     // Whether the worker is one of this package, too (protocol extension).
     bool extended() const;
 
+    // Activations travel as f16 from now on, rounded, in both directions; never weights, inputs, logits or the KV
+    // cache. Throws CodedError DROID_INVALID_ARGUMENT when the worker does not know how.
+    void use_half();
+
     // Whether it had weights when it was connected, in memory or on disk: else there is no use in an offer.
     bool holds_weights() const;
 

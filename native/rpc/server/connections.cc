@@ -60,7 +60,7 @@ void Connections::stop(const std::string & notice) {
         for (const auto & connection : list_) {
             if (connection->done) continue;
             if (connection->told) connection->stream.try_write(notice.data(), notice.size());
-            shutdown_socket(connection->fd);
+            connection->stream.stop();
         }
         all.swap(list_);
     }

@@ -54,6 +54,9 @@ class MessageIo {
     }
     // Two pieces, sent as one answer.
     void answer_bytes(const void * head, uint64_t head_size, const void * data, uint64_t data_size);
+    // The same when more of the data is to follow, with answer_more(): data_size of all_size.
+    void begin_answer(const void * head, uint64_t head_size, const void * data, uint64_t data_size, uint64_t all_size);
+    void answer_more(const void * data, uint64_t size);
 
     static Refusal wrong_size(const Header & header);
 

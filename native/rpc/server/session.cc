@@ -9,6 +9,7 @@
 
 #include "ggml-cpu.h"
 #include "rpc/server/buffers.h"
+#include "rpc/server/data_commands.h"
 #include "rpc/server/graph_reader.h"
 #include "rpc/server/message_io.h"
 #include "rpc/server/refusal.h"
@@ -59,7 +60,9 @@ struct Session::Impl {
     EventFn on_command;
     MessageIo io;
     Buffers buffers;
+    DataCommands data;
     WeightCommands weights;
+    uint8_t level = 0;
     bool extended = false;
     bool dropped = false;
     uint64_t compute_us = 0;
@@ -74,6 +77,7 @@ struct Session::Impl {
           on_command(std::move(on_command)),
           io(stream, shared.counters),
           buffers(shared.budget, shared.client_limit, shared.counters),
+          data(io, buffers),
           weights(io, buffers, shared.weights, shared.counters) {}
 
     void event(const MessageIo::Header & header, const std::string & detail) {
@@ -155,49 +159,37 @@ struct Session::Impl {
         io.answer(uint8_t{1});
     }
 
-    void write(const MessageIo::Header & header) {
-        weights.unpin();
-        uint64_t left = header.size;
-        do {
-            if (left < sizeof(WriteRequest)) throw MessageIo::wrong_size(header);
-            WriteRequest request;
-            io.read(&request, sizeof request);
-            left -= sizeof request;
-            if (request.size > left) throw MessageIo::wrong_size(header);
-            left -= request.size;
-            Buffer & buffer = buffers.at(request.buffer);
-            buffer.check_range(request.offset, request.size);
-            io.read(buffer.writable(request.offset, request.size), request.size);
-            event(header, "buffer: " + hex(request.buffer) + ", offset: " + std::to_string(request.offset) +
-                              ", size: " + std::to_string(request.size));
-        } while (left > 0);
+    DataCommands::Say say(const MessageIo::Header & header) {
+        return [this, header](const std::string & text) { event(header, text); };
     }
 
-    void read(const MessageIo::Header & header) {
-        const auto request = io.request<ReadRequest>(header);
-        Buffer & buffer = buffers.at(request.buffer);
-        buffer.check_range(request.offset, request.size);
-        const Buffer::Data data = buffer.readable(request.offset, request.size);
-        io.answer_bytes(&compute_us, sizeof compute_us, data.data, request.size);
-        event(header, "buffer: " + hex(request.buffer) + ", offset: " + std::to_string(request.offset) +
-                          ", size: " + std::to_string(request.size));
+    // For a message of that many bytes and its graph, in place of those that were.
+    void charge_graph(uint64_t bytes) {
+        graph.reset();
+        graph_message.clear();
+        if (buffers.charge(graph_charge, bytes * graph_overhead)) return;
+        graph_message.shrink_to_fit();
+        throw out_of_memory("no memory left for a graph of " + std::to_string(bytes) + " bytes");
     }
 
     void graph_compute(const MessageIo::Header & header) {
         if (header.size > max_graph_size) throw MessageIo::wrong_size(header);
-        uint32_t device = 0;
-        if (header.size < sizeof device) throw MessageIo::wrong_size(header);
-        graph.reset();
-        graph_message.clear();
-        if (!buffers.charge(graph_charge, header.size * graph_overhead)) {
-            graph_message.shrink_to_fit();
-            throw out_of_memory("no memory left for a graph of " + std::to_string(header.size) + " bytes");
-        }
+        charge_graph(header.size);
         std::vector<uint8_t> message(header.size);
         io.read(message.data(), message.size());
+        take_graph(header, std::move(message));
+    }
+
+    void packed_graph(const MessageIo::Header & header) {
+        take_graph(header, data.unpack_graph(header, [this](uint64_t bytes) { charge_graph(bytes); }));
+    }
+
+    void take_graph(const MessageIo::Header & header, std::vector<uint8_t> message) {
+        uint32_t device = 0;
+        if (message.size() < sizeof device) throw MessageIo::wrong_size(header);
         std::memcpy(&device, message.data(), sizeof device);
         check_device(device);
-        event(header, "device: " + std::to_string(device) + ", size: " + std::to_string(header.size));
+        event(header, "device: " + std::to_string(device) + ", size: " + std::to_string(message.size()));
         graph_message = std::move(message);
         compute();
         weights.unpin();
@@ -263,6 +255,8 @@ struct Session::Impl {
     void handle(const MessageIo::Header & header) {
         const auto command = static_cast<Command>(header.command);
         if (command >= Command::write && !extended) throw Refusal("the command is not known");
+        if (command >= Command::update && level < 1) throw Refusal("the command is of another level");
+        if (command == Command::write || command == Command::update) weights.unpin();
         switch (command) {
             case Command::alloc_buffer: return alloc_buffer(header);
             case Command::get_alignment:
@@ -295,11 +289,14 @@ struct Session::Impl {
                 return io.answer(device_count);
             case Command::graph_recompute: return graph_recompute(header);
             case Command::memset_tensor: return memset_tensor(header);
-            case Command::write: return write(header);
-            case Command::read: return read(header);
+            case Command::write: return data.write(header, say(header));
+            case Command::read: return data.read(header, compute_us, say(header));
             case Command::offer: return event(header, weights.offer(header));
             case Command::put_weight: return event(header, weights.put(header));
             case Command::use_weight: return event(header, weights.use(header));
+            case Command::update: return data.update(header, say(header));
+            case Command::read_half: return data.read_half(header, compute_us, say(header));
+            case Command::packed_graph: return packed_graph(header);
         }
         throw Refusal("the command is not known");
     }
@@ -356,6 +353,7 @@ bool Session::greet() {
         const auto capabilities = impl_->io.request<Capabilities>(header);
         impl_->extended = std::memcmp(capabilities.magic, extension_magic, sizeof extension_magic) == 0 &&
                           capabilities.version == extension_version;
+        if (impl_->extended) impl_->level = std::min(capabilities.level, extension_level);
         return true;
     } catch (const Disconnected &) {
         return false;
@@ -375,6 +373,7 @@ bool Session::welcome(HelloStatus status) {
     if (impl_->extended) {
         std::memcpy(answer.capabilities.magic, extension_magic, sizeof extension_magic);
         answer.capabilities.version = extension_version;
+        answer.capabilities.level = impl_->level;
         answer.capabilities.status = static_cast<uint8_t>(status);
         answer.capabilities.holds_weights = impl_->shared.weights.holds_any();
     }

@@ -67,6 +67,7 @@ void tune_client_socket(int fd) {
 bool SocketStream::read(void * data, size_t size) {
     char * p = static_cast<char *>(data);
     while (size > 0) {
+        if (stopped_) return false;
         if (begin_ == end_ && size >= buffer_size) {
             size_t received = 0;
             if (!receive(p, size, received)) return false;
@@ -137,6 +138,11 @@ bool SocketStream::hung_up() {
 
 void SocketStream::set_deadline(int milliseconds) {
     deadline_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(milliseconds);
+}
+
+void SocketStream::stop() {
+    stopped_ = true;
+    shutdown_socket(fd_);
 }
 
 bool SocketStream::try_write(const void * data, size_t size) {

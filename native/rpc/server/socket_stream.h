@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <mutex>
 #include <optional>
@@ -27,6 +28,9 @@ class SocketStream : public Stream {
     void clear_deadline() { deadline_.reset(); }
     bool timed_out() const { return timed_out_; }
 
+    // Ends both directions, also what was received and not yet read: it may be hours of work. From any thread.
+    void stop();
+
     // Writes without waiting for the other end, between two messages of others; false when that is not possible.
     bool try_write(const void * data, size_t size);
 
@@ -44,6 +48,7 @@ class SocketStream : public Stream {
     std::mutex writing_;
     std::optional<std::chrono::steady_clock::time_point> deadline_;
     bool timed_out_ = false;
+    std::atomic<bool> stopped_{false};
 };
 
 }  // namespace droid::rpc
