@@ -215,6 +215,14 @@ void place(common_params & params, const EngineOptions & options, const std::vec
 
 }  // namespace
 
+// A prompt's ubatches run through the devices as through a pipeline, so many are better than large ones; below 64
+// tokens a CPU's kernels lose more than that gains.
+constexpr int32_t pipeline_ubatch = 64;
+
+// The tokens of an image that attend to each other both ways must fit one ubatch, or llama.cpp asserts. 256 of them are
+// common; this is llama.cpp's own default.
+constexpr int32_t image_ubatch = 512;
+
 common_params make_params(const EngineOptions & options, const std::vector<ggml_backend_dev_t> & devices) {
     common_params params;
     auto parser = common_params_parser_init(params, LLAMA_EXAMPLE_SERVER);
@@ -224,6 +232,7 @@ common_params make_params(const EngineOptions & options, const std::vector<ggml_
     if (!devices.empty()) {
         // Saving an idle slot reads the workers' KV cache back over the network between requests.
         params.cache_ram_mib = 0;
+        if (!options.embeddings && !options.reranking) params.n_ubatch = pipeline_ubatch;
         // Between two graphs lies a wait for the network: spinning would only take the cores from others.
         params.cpuparams.poll = 0;
         params.cpuparams_batch.poll = 0;
@@ -242,6 +251,7 @@ common_params make_params(const EngineOptions & options, const std::vector<ggml_
     params.n_ctx = static_cast<int32_t>(options.context_size);
     if (options.batch_size) params.n_batch = static_cast<int32_t>(options.batch_size);
     if (options.ubatch_size) params.n_ubatch = static_cast<int32_t>(options.ubatch_size);
+    if (!params.mmproj.path.empty()) params.n_ubatch = std::max(params.n_ubatch, image_ubatch);
     params.n_ubatch = std::min(params.n_ubatch, params.n_batch);
     params.n_parallel = static_cast<int32_t>(options.parallel);
     if (options.threads) params.cpuparams.n_threads = static_cast<int>(options.threads);
