@@ -3,6 +3,7 @@ import { performance } from 'node:perf_hooks';
 import { parseEndpoint } from './endpoint.js';
 import { DroidLlamaError } from './errors.js';
 import { Peer, RPC_PROTOCOL } from './rpc-peer.js';
+import { median } from './statistics.js';
 import { checkToken } from './transport/token.js';
 import type { RpcDevice } from './types.js';
 import type { WorkerLink } from './worker-link.js';
@@ -61,10 +62,33 @@ export interface ProbeOptions {
  * `DROID_INVALID_ARGUMENT`
  */
 export async function probeEndpoint(endpoint: string, options: ProbeOptions = {}): Promise<EndpointInfo> {
+  return talkTo(endpoint, options, (peer, greeting) => describe(peer, greeting, endpoint, options));
+}
+
+/** Does what {@link probeEndpoint} does over a stream of the link; also throws what opening one does. */
+export async function probeLink(link: WorkerLink, options: ProbeOptions = {}): Promise<EndpointInfo> {
+  checkLimits(options);
+  options.signal?.throwIfAborted();
+  const use: Use<EndpointInfo> = (peer, greeting) => describe(peer, greeting, link.endpoint, options);
+  return talk(link.endpoint, options, (peer) => peer.open(link), use);
+}
+
+/** What is known of a worker once it has greeted. */
+export interface Greeting {
+  readonly protocol: string;
+  readonly extended: boolean;
+  readonly connectMs: number;
+}
+
+/** What is done with a worker that has greeted; when it ends, the connection does. */
+export type Use<T> = (peer: Peer, greeting: Greeting) => Promise<T>;
+
+/** Connects to a worker as {@link probeEndpoint} does, with its errors, and has `use` talk to it. */
+export async function talkTo<T>(endpoint: string, options: Omit<ProbeOptions, 'roundTrips'>, use: Use<T>): Promise<T> {
   checkLimits(options);
   const address = parseEndpoint(endpoint);
   options.signal?.throwIfAborted();
-  if (options.token === undefined) return talk(endpoint, options, (peer) => peer.dial(address));
+  if (options.token === undefined) return talk(endpoint, options, (peer) => peer.dial(address), use);
 
   const token = checkToken(options.token);
   const [{ startTransport }, { workerLink }] = await Promise.all([
@@ -74,17 +98,10 @@ export async function probeEndpoint(endpoint: string, options: ProbeOptions = {}
   const transport = await startTransport({ token });
   try {
     const link = workerLink(transport, endpoint, options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
-    return await probeLink(link, options);
+    return await talk(endpoint, options, (peer) => peer.open(link), use);
   } finally {
     await transport.close();
   }
-}
-
-/** Does what {@link probeEndpoint} does over a stream of the link; also throws what opening one does. */
-export async function probeLink(link: WorkerLink, options: ProbeOptions = {}): Promise<EndpointInfo> {
-  checkLimits(options);
-  options.signal?.throwIfAborted();
-  return talk(link.endpoint, options, (peer) => peer.open(link));
 }
 
 function checkLimits({ timeoutMs = DEFAULT_TIMEOUT_MS, roundTrips = 1 }: ProbeOptions): void {
@@ -99,11 +116,12 @@ function checkLimits({ timeoutMs = DEFAULT_TIMEOUT_MS, roundTrips = 1 }: ProbeOp
   }
 }
 
-async function talk(
+async function talk<T>(
   endpoint: string,
-  { timeoutMs = DEFAULT_TIMEOUT_MS, roundTrips = 1, signal }: ProbeOptions,
+  { timeoutMs = DEFAULT_TIMEOUT_MS, signal }: ProbeOptions,
   connect: (peer: Peer) => Promise<void>,
-): Promise<EndpointInfo> {
+  use: Use<T>,
+): Promise<T> {
   const started = performance.now();
   const peer = new Peer(endpoint);
   const deadline = setTimeout(() => peer.expire(timeoutMs), timeoutMs);
@@ -112,23 +130,37 @@ async function talk(
   try {
     await connect(peer);
     const connectMs = performance.now() - started;
-    const { protocol, extended } = await hello(peer);
-    const trips: number[] = [];
-    let count = 0;
-    for (let i = 0; i < roundTrips; i++) {
-      const asked = performance.now();
-      count = (await peer.ask(COMMAND.deviceCount, Buffer.alloc(0), DEVICE_COUNT_ANSWER_BYTES)).readUInt32LE();
-      trips.push(performance.now() - asked);
-    }
-    if (count < 1 || count > MAX_DEVICES) throw peer.mismatch(`it claims ${count} devices`);
-    const devices: RpcDevice[] = [];
-    for (let i = 0; i < count; i++) devices.push(await device(peer, endpoint, i));
-    return { endpoint, protocol, extended, devices, roundTripMs: median(trips), connectMs };
+    return await use(peer, { ...(await hello(peer)), connectMs });
   } finally {
     clearTimeout(deadline);
     signal?.removeEventListener('abort', onAbort);
     peer.hangUp();
   }
+}
+
+async function describe(
+  peer: Peer,
+  { protocol, extended, connectMs }: Greeting,
+  endpoint: string,
+  { roundTrips = 1 }: ProbeOptions,
+): Promise<EndpointInfo> {
+  const { trips, count } = await timeRoundTrips(peer, roundTrips);
+  if (count < 1 || count > MAX_DEVICES) throw peer.mismatch(`it claims ${count} devices`);
+  const devices: RpcDevice[] = [];
+  for (let i = 0; i < count; i++) devices.push(await device(peer, endpoint, i));
+  return { endpoint, protocol, extended, devices, roundTripMs: median(trips), connectMs };
+}
+
+/** The shortest question there is, so often: milliseconds of each, and what it is answered with. */
+async function timeRoundTrips(peer: Peer, times: number): Promise<{ trips: number[]; count: number }> {
+  const trips: number[] = [];
+  let count = 0;
+  for (let i = 0; i < times; i++) {
+    const asked = performance.now();
+    count = (await peer.ask(COMMAND.deviceCount, Buffer.alloc(0), DEVICE_COUNT_ANSWER_BYTES)).readUInt32LE();
+    trips.push(performance.now() - asked);
+  }
+  return { trips, count };
 }
 
 async function hello(peer: Peer): Promise<{ protocol: string; extended: boolean }> {
@@ -165,11 +197,4 @@ async function device(peer: Peer, endpoint: string, index: number): Promise<RpcD
     throw peer.mismatch(`it claims ${memoryTotal} bytes of memory`);
   }
   return { name: `RPC${index}`, description: endpoint, memoryTotal, memoryFree };
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  const upper = sorted[middle] ?? 0;
-  return sorted.length % 2 === 1 ? upper : (upper + (sorted[middle - 1] ?? upper)) / 2;
 }

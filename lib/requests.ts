@@ -12,6 +12,10 @@ export interface RequestSender {
   readonly failure?: Pick<WorkerFailure, 'code' | 'message'> | null | undefined;
 }
 
+/** Of an answer that tells an error; what is told of it is shorter. */
+const MAX_ERROR_BYTES = 64 * 1024;
+const MAX_ERROR_TEXT = 4000;
+
 interface SignalOptions {
   signal?: AbortSignal;
 }
@@ -38,16 +42,23 @@ export async function* streamRequest<Chunk>(
   }
 }
 
-/** The whole answer of a request that is not streamed; throws like {@link streamRequest}. */
+/** The whole answer of a request that is not streamed, a GET where there is no body; throws like {@link streamRequest}. */
 export async function requestJson(
   sender: RequestSender,
   path: string,
-  body: object,
+  body: object | undefined,
   options: SignalOptions,
 ): Promise<unknown> {
-  const response = await sender.request('POST', path, body, options);
+  const response = await sender.request(body === undefined ? 'GET' : 'POST', path, body, options);
   if (response.status >= 400) throw await requestFailed(sender, response);
-  return JSON.parse(await readText(response.body));
+  try {
+    return JSON.parse(await readText(response.body));
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause;
+    throw new DroidLlamaError('DROID_REQUEST_FAILED', `What answers ${path} is not JSON: is this a llama-server?`, {
+      cause,
+    });
+  }
 }
 
 /** One vector for each text, in order; throws like {@link streamRequest}. */
@@ -69,11 +80,14 @@ export async function requestTokens(
   { addSpecial = false, ...options }: SignalOptions & { addSpecial?: boolean },
 ): Promise<number[]> {
   const body = { content, add_special: addSpecial };
-  return ((await requestJson(sender, '/tokenize', body, options)) as { tokens: number[] }).tokens;
+  const answer = (await requestJson(sender, '/tokenize', body, options)) as { tokens?: unknown } | null;
+  const tokens = answer?.tokens;
+  if (Array.isArray(tokens)) return tokens;
+  throw new DroidLlamaError('DROID_REQUEST_FAILED', 'What answers /tokenize holds no tokens: is this a llama-server?');
 }
 
 async function requestFailed(sender: RequestSender, response: EngineResponse): Promise<DroidLlamaError> {
-  const text = await readText(response.body);
+  const text = await readText(response.body, MAX_ERROR_BYTES);
   try {
     const body: unknown = JSON.parse(text);
     if (isErrorEvent(body)) return errorOf(sender, { error: { message: body.error.message } }, response.status);
@@ -94,7 +108,7 @@ function errorOf(sender: RequestSender, { error }: ErrorEvent, defaultStatus: nu
   if (failure) return new DroidLlamaError(failure.code, failure.message, { status });
   const told = typeof error.message === 'string' ? error.message : 'The engine answered with an error.';
   const { code, message } = splitCode(told);
-  return new DroidLlamaError(code ?? 'DROID_REQUEST_FAILED', message, { status });
+  return new DroidLlamaError(code ?? 'DROID_REQUEST_FAILED', readable(message), { status });
 }
 
 /** It may come from another device, so nothing is known of its fields. */
@@ -107,8 +121,20 @@ function isErrorEvent(event: unknown): event is ErrorEvent {
   return typeof error === 'object' && error !== null;
 }
 
-async function readText(body: AsyncIterable<Uint8Array>): Promise<string> {
+/** Fit for a terminal and a log: no control characters but line breaks and tabs, and no more than a screen of it. */
+function readable(message: string): string {
+  const text = message.replace(/[^\P{Cc}\n\t]/gu, ' ');
+  return text.length > MAX_ERROR_TEXT ? `${text.slice(0, MAX_ERROR_TEXT)}…` : text;
+}
+
+/** @param limit after so many bytes the rest is not read */
+async function readText(body: AsyncIterable<Uint8Array>, limit = Number.POSITIVE_INFINITY): Promise<string> {
   const chunks: Uint8Array[] = [];
-  for await (const chunk of body) chunks.push(chunk);
+  let bytes = 0;
+  for await (const chunk of body) {
+    chunks.push(chunk);
+    bytes += chunk.byteLength;
+    if (bytes >= limit) break;
+  }
   return Buffer.concat(chunks).toString('utf8');
 }

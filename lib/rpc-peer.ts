@@ -23,7 +23,10 @@ export class Peer {
   #phase: 'resolving' | 'connecting' | 'greeting' | 'talking' = 'connecting';
   /** A stream of a link: the other end has proven by now that it has the token. */
   #proven = false;
-  #received = Buffer.alloc(0);
+  /** What has arrived and was not taken yet, in the pieces it came in: an answer may be megabytes. */
+  #chunks: Buffer[] = [];
+  #bytes = 0;
+  #limit = LARGEST_MESSAGE_BYTES;
   #failure: { readonly error: unknown } | undefined;
   #wake: (() => void) | undefined;
   #mayNotify = false;
@@ -62,24 +65,30 @@ export class Peer {
   }
 
   async ask(command: number, payload: Buffer, answerBytes: number): Promise<Buffer> {
-    const request = Buffer.alloc(1 + SIZE_BYTES + payload.length);
-    request.writeUInt8(command, 0);
-    request.writeBigUInt64LE(BigInt(payload.length), 1);
-    payload.copy(request, 1 + SIZE_BYTES);
-    this.#socket?.write(request);
-
-    await this.#until(() => this.#received.length >= SIZE_BYTES);
-    if (this.#mayNotify && this.#received.readBigUInt64LE() === NOTICE_SIZE) throw await this.#notice();
-    // Checked before the body is waited for: another protocol's banner would otherwise end in a timeout.
-    if (this.#received.readBigUInt64LE() !== BigInt(answerBytes)) throw this.mismatch('its answer is not RPC');
     const total = SIZE_BYTES + answerBytes;
-    await this.#until(() => this.#received.length >= total);
+    this.#limit = total + LARGEST_MESSAGE_BYTES;
+    this.#socket?.write(requestOf(command, payload));
+
+    await this.#until(() => this.#bytes >= SIZE_BYTES);
+    const size = this.#arrived().readBigUInt64LE();
+    if (this.#mayNotify && size === NOTICE_SIZE) throw await this.#notice();
+    // Checked before the body is waited for: another protocol's banner would otherwise end in a timeout.
+    if (size !== BigInt(answerBytes)) throw this.mismatch('its answer is not RPC');
+    await this.#until(() => this.#bytes >= total);
     // What follows an answer can only be a notice, which the next request then meets.
-    if (this.#received.length > total && !this.#mayNotify) throw this.mismatch('it sent more than was asked for');
-    const answer = this.#received.subarray(SIZE_BYTES, total);
-    this.#received = this.#received.subarray(total);
+    if (this.#bytes > total && !this.#mayNotify) throw this.mismatch('it sent more than was asked for');
+    const arrived = this.#arrived();
+    this.#take(total);
+    this.#limit = LARGEST_MESSAGE_BYTES;
     this.#phase = 'talking';
-    return answer;
+    return arrived.subarray(SIZE_BYTES, total);
+  }
+
+  /** A request without an answer; resolves once the socket takes more. */
+  async send(command: number, payload: Buffer): Promise<void> {
+    const socket = this.#socket;
+    socket?.write(requestOf(command, payload));
+    await this.#until(() => socket?.writableNeedDrain !== true);
   }
 
   /** From here on a notice may stand in place of an answer. Before, its size would be that of no worker. */
@@ -146,13 +155,27 @@ export class Peer {
   #use(socket: Socket): void {
     this.#socket = socket;
     socket.on('data', (chunk: Buffer) => {
-      this.#received = Buffer.concat([this.#received, chunk]);
-      if (this.#received.length > LARGEST_MESSAGE_BYTES) this.fail(this.mismatch('it sent more than was asked for'));
+      this.#chunks.push(chunk);
+      this.#bytes += chunk.length;
+      if (this.#bytes > this.#limit) this.fail(this.mismatch('it sent more than was asked for'));
       this.#wake?.();
     });
+    socket.on('drain', () => this.#wake?.());
     socket.on('error', (error: NodeJS.ErrnoException) => this.fail(this.#classify(error)));
     socket.on('end', () => this.fail(this.#closed()));
     socket.on('close', () => this.fail(this.#closed()));
+  }
+
+  /** All that has arrived, in one piece. */
+  #arrived(): Buffer {
+    if (this.#chunks.length > 1) this.#chunks = [Buffer.concat(this.#chunks)];
+    return this.#chunks[0] ?? Buffer.alloc(0);
+  }
+
+  #take(bytes: number): void {
+    const rest = this.#arrived().subarray(bytes);
+    this.#chunks = rest.length > 0 ? [rest] : [];
+    this.#bytes = rest.length;
   }
 
   #connected(): void {
@@ -162,14 +185,16 @@ export class Peer {
 
   async #notice(): Promise<DroidLlamaError> {
     const head = SIZE_BYTES + NOTICE_BYTES;
-    await this.#until(() => this.#received.length >= head);
-    const reason = this.#received.readUInt32LE(SIZE_BYTES);
-    const textBytes = this.#received.readUInt32LE(SIZE_BYTES + 4);
+    await this.#until(() => this.#bytes >= head);
+    const reason = this.#arrived().readUInt32LE(SIZE_BYTES);
+    const textBytes = this.#arrived().readUInt32LE(SIZE_BYTES + 4);
     if (textBytes > NOTICE_TEXT_LIMIT) return this.mismatch('its answer is not RPC');
-    await this.#until(() => this.#received.length >= head + textBytes);
+    await this.#until(() => this.#bytes >= head + textBytes);
     if (reason === NOTICE_REASON.shuttingDown) return this.ending();
     // The text comes from the network and may end up on a terminal.
-    const text = this.#received.toString('utf8', head, head + textBytes).replace(/\p{Cc}+/gu, ' ');
+    const text = this.#arrived()
+      .toString('utf8', head, head + textBytes)
+      .replace(/\p{Cc}+/gu, ' ');
     if (reason === NOTICE_REASON.outOfMemory) return this.#error('DROID_WORKER_OUT_OF_MEMORY', `it says: ${text}`);
     return this.refused(`it hung up and says: ${text}`);
   }
@@ -232,4 +257,12 @@ export class Peer {
   #error(code: ErrorCode, text: string, cause?: unknown): DroidLlamaError {
     return new DroidLlamaError(code, `${this.#endpoint}: ${text}`, { cause });
   }
+}
+
+function requestOf(command: number, payload: Buffer): Buffer {
+  const request = Buffer.alloc(1 + SIZE_BYTES + payload.length);
+  request.writeUInt8(command, 0);
+  request.writeBigUInt64LE(BigInt(payload.length), 1);
+  payload.copy(request, 1 + SIZE_BYTES);
+  return request;
 }

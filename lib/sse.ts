@@ -1,3 +1,5 @@
+import { DroidLlamaError } from './errors.js';
+
 /**
  * The JSON payloads of a server-sent event stream, up to its end or `data: [DONE]`.
  * Only `data:` lines matter here: llama-server puts one JSON document in one line.
@@ -15,7 +17,15 @@ export async function* parseServerSentEvents(
       if (!line.startsWith('data:')) continue;
       const data = line.slice('data:'.length).trim();
       if (data === '[DONE]') return;
-      yield JSON.parse(data);
+      yield parseEvent(data);
     }
+  }
+}
+
+function parseEvent(data: string): unknown {
+  try {
+    return JSON.parse(data);
+  } catch (cause) {
+    throw new DroidLlamaError('DROID_REQUEST_FAILED', 'An event of the answer is not JSON.', { cause });
   }
 }

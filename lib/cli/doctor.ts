@@ -1,5 +1,4 @@
 import type { Command } from 'commander';
-import { examine } from '../doctor/doctor.js';
 import type { CheckResult } from '../doctor/types.js';
 import { DEFAULT_CLUSTER_PORT } from '../endpoint.js';
 import { wrapText } from './format.js';
@@ -38,6 +37,8 @@ export function addDoctorCommand(program: Command): void {
 }
 
 async function runDoctor({ port, clusterPort, json }: DoctorCommandOptions): Promise<void> {
+  // Here, because what it needs would make every other command start later.
+  const { examine } = await import('../doctor/doctor.js');
   const checks = await examine({ port, clusterPort, cacheDir: defaultCacheDir() });
   const failed = checks.filter(({ status }) => status === 'fail').length;
   if (json) printJson({ ok: failed === 0, checks });

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import type { Command } from 'commander';
+import { wantsJson } from './bench.js';
 import { createProgram, prepareArgs } from './program.js';
 import { EXIT, report } from './report.js';
 import { note } from './terminal.js';
@@ -21,7 +22,7 @@ async function main(args: readonly string[]): Promise<number> {
     status = Number(process.exitCode ?? EXIT.ok);
   } catch (error) {
     // A child reports to its parent, which reads JSON.
-    const json = args.includes('--json') || args.includes('--child');
+    const json = args.includes('--json') || args.includes('--child') || wantsJson(args);
     status = report(error, json);
     if (status === EXIT.usage && !json && args.length > 0) note(helpHint(program, args));
   }

@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { packageVersion } from '../version.js';
 import { knownFlags, splitArgs } from './argv.js';
+import { addBenchCommand, BENCH_ALIASES } from './bench.js';
 import { addDemoCommand } from './demo.js';
 import { addDoctorCommand } from './doctor.js';
 import { addProbeCommand } from './probe.js';
@@ -8,6 +9,8 @@ import { addServeCommand, SERVE_ALIASES } from './serve.js';
 import { addStatusCommand } from './status.js';
 import { addUpCommand, UP_ALIASES } from './up.js';
 import { addWorkerCommand } from './worker.js';
+
+const ALIASES: Readonly<Record<string, Readonly<Record<string, string>>>> = { up: UP_ALIASES, bench: BENCH_ALIASES };
 
 /** The whole command line as commander sees it. Errors are thrown as `CommanderError` instead of ending the process. */
 export function createProgram(): Command {
@@ -23,6 +26,7 @@ export function createProgram(): Command {
   addWorkerCommand(program);
   addServeCommand(program);
   addProbeCommand(program);
+  addBenchCommand(program);
   addDemoCommand(program);
   program.addHelpText(
     'after',
@@ -42,7 +46,7 @@ export function prepareArgs(program: Command, args: readonly string[]): string[]
     const { known, llamaArgs } = splitArgs(args.slice(1), knownFlags(command, SERVE_ALIASES));
     return ['serve', ...known, ...(llamaArgs.length > 0 ? ['--', ...llamaArgs] : [])];
   }
-  if (command?.name() !== 'up') return [...args];
+  const aliases = ALIASES[command?.name() ?? ''] ?? {};
   const end = args.indexOf('--');
-  return args.map((arg, i) => (end >= 0 && i >= end ? arg : (UP_ALIASES[arg] ?? arg)));
+  return args.map((arg, i) => (end >= 0 && i >= end ? arg : (aliases[arg] ?? arg)));
 }

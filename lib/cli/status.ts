@@ -13,7 +13,7 @@ interface StatusOptions {
 
 const HELP = `
 Asks the droid-llama up of this device and user. With --json one line on stdout:
-  {"self":{"id","name","role"},"state","peers":[{"id","name","role","layers","bytes","graphsComputed",...}],
+  {"self":{"id","name","role"},"state","url","peers":[{"id","name","role","layers","bytes","graphsComputed",...}],
    "links":[...],"roles":{...},"plan":{...},"measured":{...}}
 
 Examples:

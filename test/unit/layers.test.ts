@@ -8,8 +8,8 @@ const lib = join(projectRoot, 'lib');
 const layers = [
   ['cli/'],
   ['index.ts'],
-  // A look at a device, and what its user is told of it.
-  ['doctor/'],
+  // A look at a device, and what its user is told of it; measurements of everything below.
+  ['doctor/', 'bench/'],
   // What wires the stages of a cluster; the stages themselves know each other's records only.
   ['cluster/cluster.ts'],
   ['cluster/master/leadership.ts', 'cluster/stages.ts'],
@@ -18,7 +18,7 @@ const layers = [
   ['http/', 'requests.ts', 'rpc-server.ts', 'engine-request.ts', 'context-options.ts', 'start-engine.ts'],
   ['placement.ts', 'probe.ts', 'rpc-peer.ts', 'rpc-stream.ts', 'security.ts', 'sse.ts', 'transport/', 'worker-link.ts'],
   ['addon.ts', 'endpoint.ts', 'validate.ts'],
-  ['errors.ts', 'serial-iterator.ts', 'types.ts', 'user-dirs.ts', 'version.ts'],
+  ['errors.ts', 'serial-iterator.ts', 'statistics.ts', 'types.ts', 'user-dirs.ts', 'version.ts'],
 ];
 
 const files = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.ts'));
