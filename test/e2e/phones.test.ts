@@ -79,6 +79,19 @@ describe.skipIf(unavailable)('a hotspot whose host takes no connections', () => 
     expect(slow).toBeLessThan(11);
   });
 
+  it('gives a link another delay, and the old one back', async () => {
+    const echo = async (): Promise<number> => {
+      const child = phones.tool('A', 'echo', phones.address('B'), PORT, '10');
+      await phones.finished(child);
+      return child.events[0]?.ms as number;
+    };
+    await phones.relink('B', { delayMs: 15, mbit: 50 });
+    expect(await echo()).toBeGreaterThan(30);
+    await phones.relink('B', { delayMs: 2.5, mbit: 50 });
+    expect(await echo()).toBeLessThan(13);
+    await expect(phones.relink('B', { delayMs: 1, mbit: 0 })).rejects.toThrow('a link needs');
+  });
+
   it('cuts a link in silence, and restores it with what was on it', async () => {
     await phones.cut('B');
     expect(await dial('A', 'B')).toBe('timeout');

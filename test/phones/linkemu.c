@@ -8,6 +8,7 @@
 // Prints `up` once the devices are there, then obeys lines on stdin with `ok` or `error ...`; phones count from 0:
 //   cut N | restore N       drops every packet both ways, those on their way included, and nobody is told
 //   capture N FILE | release N   writes the packets of a phone's link to a pcap file of raw IP packets
+//   link N DELAY_MS MBIT LOSS_PERCENT   another delay, rate and loss for what is sent from here on
 // Ends with its stdin, so that it never outlives a test.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -215,6 +216,20 @@ static const char * start_capture(struct phone * f, const char * path) {
     return "ok";
 }
 
+static void set_link(struct phone * f, double delay_ms, double mbit, double loss_percent) {
+    f->delay = (uint64_t)(delay_ms * 1e6);
+    f->bytes_per_second = mbit * 1e6 / 8;
+    f->loss = loss_percent / 100;
+}
+
+static const char * change_link(struct phone * f, const char * text) {
+    double delay_ms, mbit, loss_percent;
+    if (sscanf(text, "%lf %lf %lf", &delay_ms, &mbit, &loss_percent) != 3 || delay_ms < 0 || mbit <= 0)
+        return "error a link needs a delay, a rate and a loss";
+    set_link(f, delay_ms, mbit, loss_percent);
+    return "ok";
+}
+
 static const char * obey(const char * line) {
     char verb[16] = "", path[1024] = "";
     int n = -1;
@@ -227,6 +242,8 @@ static const char * obey(const char * line) {
         f->cut = 0;
     else if (!strcmp(verb, "capture"))
         return start_capture(f, path);
+    else if (!strcmp(verb, "link"))
+        return change_link(f, path);
     else if (!strcmp(verb, "release"))
         release(f);
     else
@@ -260,9 +277,7 @@ static void add_phone(char * text) {
     unsigned char address[4];
     if (inet_pton(AF_INET, field[2], address) != 1) fail(field[2]);
     learn(address, 4, phone_count);
-    f->delay = (uint64_t)(atof(field[3]) * 1e6);
-    f->bytes_per_second = atof(field[4]) * 1e6 / 8;
-    f->loss = atof(field[5]) / 100;
+    set_link(f, atof(field[3]), atof(field[4]), atof(field[5]));
     f->drops_incoming = strchr(field[6], 'i') != NULL;
     f->drops_outgoing = strchr(field[6], 'o') != NULL;
     f->drops_multicast = strchr(field[6], 'm') != NULL;

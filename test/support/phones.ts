@@ -36,6 +36,13 @@ export interface PhoneOptions {
   cores?: string;
 }
 
+/** Of a link, as PhoneOptions has it. */
+export interface LinkQuality {
+  readonly delayMs: number;
+  readonly mbit: number;
+  readonly lossPercent?: number;
+}
+
 export interface PhonesOptions {
   /** The phone that is the access point of the others, `192.168.43.1`. Default: none, there is a router. */
   hotspot?: string;
@@ -154,6 +161,11 @@ export class Phones implements AsyncDisposable {
 
   async restore(name: string): Promise<void> {
     await this.#command('restore', name);
+  }
+
+  /** Gives a phone's link another delay, rate and loss; connections stay. */
+  async relink(name: string, { delayMs, mbit, lossPercent = 0 }: LinkQuality): Promise<void> {
+    await this.#command('link', name, `${delayMs}`, `${mbit}`, `${lossPercent}`);
   }
 
   /** Begins to record the packets of a phone's link, until it is stopped. */
