@@ -52,11 +52,12 @@ it.each([[[]], [['--json']]])('tells the loss of a worker loudly, and serves on:
   vi.resetModules();
   const { createProgram, prepareArgs } = await import('../../lib/cli/program.js');
   const { requestShutdown } = await import('../../lib/cli/shutdown.js');
-  const line = 'serve -m m.gguf --port 0 --rpc a:1 --connect-timeout 0.5 --answer-timeout 60';
+  const line = 'serve -m m.gguf --port 0 --rpc a:1 --connect-timeout 0.5 --answer-timeout 60 --activations f16';
   const program = createProgram();
   const running = program.parseAsync(prepareArgs(program, [...line.split(' '), ...flags]), { from: 'user' });
   await until('it listens', () => stdout.includes('http://'));
   expect(asked[0]).toMatchObject({ timeouts: { connectMs: 500, handshakeMs: 500, answerMs: 60_000 } });
+  expect(asked[0]?.activations).toBe('f16');
   expect(stderr).not.toContain('too early');
 
   asked[0]?.onWorkerLost?.(new DroidLlamaError('DROID_WORKER_LOST', 'it fell silent'), 'a:1');

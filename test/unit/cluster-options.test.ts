@@ -16,6 +16,7 @@ describe('options of Cluster.join()', () => {
       scan: 'auto',
       tailscale: true,
       objective: 'share',
+      activations: 'f32',
       requestWaitMs: 60_000,
     });
     expect(options.name).not.toBe('');
@@ -48,6 +49,7 @@ describe('options of Cluster.join()', () => {
     ['more peers than can be', { token, peers: Array(65).fill('10.0.0.7:1') }, /64 are the most/],
     ['a master without a model', { token, role: 'master' }, /no model/],
     ['an objective that is none', { token, objective: 'fast' }, /objective/],
+    ['activations of another type', { token, activations: 'q8_0' }, /activations/],
     ['an id that is none', { token, id: '../../etc/passwd' }, /id is/],
     ['room for a cache that is not there', { token, cacheLimit: 5 }, /no cacheDir/],
     ['half a byte', { token, memoryLimit: 0.5 }, /memoryLimit/],

@@ -47,3 +47,14 @@ describe('callbacks', () => {
     expect(check({})).toMatchObject({ [name]: expect.any(Function) });
   });
 });
+
+describe('activations', () => {
+  it('are exact unless f16 is asked for', () => {
+    expect(check({}).halfActivations).toBe(false);
+    expect(check({ activations: 'f32' }).halfActivations).toBe(false);
+    expect(check({ activations: 'f16' }).halfActivations).toBe(true);
+    expect(() => check({ activations: 'bf16' })).toThrow(
+      expect.objectContaining({ code: 'DROID_INVALID_ARGUMENT', message: expect.stringContaining('activations') }),
+    );
+  });
+});
