@@ -77,7 +77,7 @@ export function addBenchCommand(program: Command): void {
   const command = program.command('bench');
   command
     .description('measure how fast a model runs: here, split over workers, or behind a server')
-    .usage('-m <file> | --url <url> | --cluster  [options] [-- flags]')
+    .usage('-m <file> | --url <url> | --cluster  [options]')
     .argument('[llama-args...]', 'further flags of llama-server, after --')
     .option('-m, --model <file>', 'the GGUF model to load', nonEmpty)
     .option('--url <url>', 'measure the llama-server or droid-llama that runs there', nonEmpty)
