@@ -15,7 +15,6 @@ export interface ModelInfo {
   readonly layerBytes: readonly number[];
   /** Bytes outside the layers: embeddings, head, projectors. */
   readonly outerBytes: number;
-  readonly outerTensors: readonly string[];
   /** Bytes of the output head; where it is tied, those of the embedding. */
   readonly headBytes: number;
   /** Bytes of F16 keys and values of one token in one layer; 0 where attention is not of the plain kind. */
@@ -27,6 +26,18 @@ export interface ModelInfo {
   readonly feedForwardLength: number;
   readonly headCount: number;
   readonly vocabularySize: number;
+  readonly tensors: readonly TensorInFile[];
+}
+
+export interface TensorInFile {
+  readonly name: string;
+  /** The file it lies in, one of several where the model is split. */
+  readonly path: string;
+  /** Bytes from the beginning of that file. */
+  readonly offset: number;
+  readonly size: number;
+  /** The repeating layer it belongs to; -1 for one outside the layers. */
+  readonly layer: number;
 }
 
 /** How fast this machine computes; see `ComputeSpeed` of cluster/types.ts. */
@@ -69,7 +80,7 @@ export interface NativeEngineOptions {
   workers: NativeWorkerOptions[];
   headOnWorker: boolean;
   halfActivations: boolean;
-  outerTensors: readonly string[];
+  tensors: readonly TensorInFile[];
   contextSize: number;
   batchSize: number;
   ubatchSize: number;

@@ -121,7 +121,7 @@ export interface DistributedContextOptions {
 export type LinkedContextOptions = Omit<DistributedContextOptions, 'rpc' | 'token' | 'insecure'>;
 
 /** The options with their defaults; where they go to the engine as they are, 0 and '' stand for its own default. */
-export interface CheckedOptions extends Omit<NativeEngineOptions, 'workers' | 'outerTensors'> {
+export interface CheckedOptions extends Omit<NativeEngineOptions, 'workers' | 'tensors'> {
   tensorSplit: readonly number[] | undefined;
   logLevel: LogLevel | undefined;
   onWorkerLost: (error: DroidLlamaError, endpoint: string) => void;

@@ -38,7 +38,7 @@ export async function startEngine(options: CheckedOptions, workers: readonly Wor
         ...(sockets[i] as WorkerSocket),
         layers: plan.layers[i + 1] ?? 0,
       })),
-      outerTensors: model.outerTensors,
+      tensors: model.tensors,
     };
     return new (addon().Engine)(
       native,

@@ -37,11 +37,18 @@ Napi::Value inspect_model(const Napi::CallbackInfo & info) {
                 js.Set("contextLength", model.context_length);
                 js.Set("layerBytes", to_js(env, model.layer_bytes));
                 js.Set("outerBytes", static_cast<double>(model.other_bytes));
-                auto names = Napi::Array::New(env, model.outer_tensors.size());
-                for (size_t i = 0; i < model.outer_tensors.size(); i++) {
-                    names.Set(static_cast<uint32_t>(i), model.outer_tensors[i]);
+                auto tensors = Napi::Array::New(env, model.tensors.size());
+                for (size_t i = 0; i < model.tensors.size(); i++) {
+                    const auto & [data, layer] = model.tensors[i];
+                    auto tensor = Napi::Object::New(env);
+                    tensor.Set("name", data.name);
+                    tensor.Set("path", data.path);
+                    tensor.Set("offset", static_cast<double>(data.offset));
+                    tensor.Set("size", static_cast<double>(data.size));
+                    tensor.Set("layer", layer);
+                    tensors.Set(static_cast<uint32_t>(i), tensor);
                 }
-                js.Set("outerTensors", names);
+                js.Set("tensors", tensors);
                 js.Set("headBytes", static_cast<double>(model.head_bytes));
                 js.Set("kvBytesPerTokenLayer", static_cast<double>(model.kv_bytes_per_token_layer));
                 js.Set("activeBytesPerLayer", to_js(env, model.active_bytes_per_layer));

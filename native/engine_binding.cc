@@ -42,7 +42,14 @@ EngineOptions read_options(const Napi::Object & from) {
     options.timeouts.user_timeout_ms = static_cast<int>(get_number(timeouts, "userTimeoutMs"));
     options.head_on_worker = get_bool(from, "headOnWorker");
     options.half_activations = get_bool(from, "halfActivations");
-    options.outer_tensors = get_strings(from, "outerTensors");
+    const auto tensors = from.Get("tensors").As<Napi::Array>();
+    for (uint32_t i = 0; i < tensors.Length(); i++) {
+        const auto tensor = tensors.Get(i).As<Napi::Object>();
+        options.tensors.push_back(
+            {{get_string(tensor, "name"), get_string(tensor, "path"),
+              static_cast<uint64_t>(get_number(tensor, "offset")), static_cast<uint64_t>(get_number(tensor, "size"))},
+             static_cast<int32_t>(get_number(tensor, "layer"))});
+    }
     options.context_size = static_cast<uint32_t>(get_number(from, "contextSize"));
     options.batch_size = static_cast<uint32_t>(get_number(from, "batchSize"));
     options.ubatch_size = static_cast<uint32_t>(get_number(from, "ubatchSize"));

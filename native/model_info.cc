@@ -213,19 +213,6 @@ int layer_of(const std::string & tensor) {
     return -1;
 }
 
-std::vector<rpc::TensorInFile> read_tensors(const std::string & path) {
-    const GgufFile main = open_model(path);
-    std::vector<rpc::TensorInFile> tensors;
-    for_each_file(path, main, [&](const std::string & name, const GgufFile & file) {
-        const size_t data = gguf_get_data_offset(file.gguf);
-        for (int64_t i = 0; i < gguf_get_n_tensors(file.gguf); i++) {
-            tensors.push_back({gguf_get_tensor_name(file.gguf, i), name, data + gguf_get_tensor_offset(file.gguf, i),
-                               gguf_get_tensor_size(file.gguf, i)});
-        }
-    });
-    return tensors;
-}
-
 ModelInfo read_model_info(const std::string & path) {
     const GgufFile main = open_model(path);
     ModelInfo info;
@@ -260,17 +247,22 @@ ModelInfo read_model_info(const std::string & path) {
 
     bool has_output = false;
     uint64_t tied_embedding_bytes = 0;
-    for_each_file(path, main, [&](const std::string &, const GgufFile & file) {
+    for_each_file(path, main, [&](const std::string & file_path, const GgufFile & file) {
+        const uint64_t data = gguf_get_data_offset(file.gguf);
+        // ggml's list has the order of the file's.
+        int64_t index = 0;
         for (ggml_tensor * t = ggml_get_first_tensor(file.tensors); t; t = ggml_get_next_tensor(file.tensors, t)) {
             const std::string name = ggml_get_name(t);
-            const int layer = layer_of(name);
-            if (layer >= 0 && static_cast<uint64_t>(layer) < layers) {
+            const int named = layer_of(name);
+            const int layer = static_cast<uint64_t>(named) < layers ? named : -1;
+            const uint64_t offset = data + gguf_get_tensor_offset(file.gguf, index++);
+            info.tensors.push_back({{name, file_path, offset, ggml_nbytes(t)}, layer});
+            if (layer >= 0) {
                 info.layer_bytes[layer] += ggml_nbytes(t);
                 info.active_bytes_per_layer[layer] += experts.active_bytes(*t, static_cast<size_t>(layer));
                 continue;
             }
             info.other_bytes += ggml_nbytes(t);
-            info.outer_tensors.push_back(name);
             // The prefixes of everything llama.cpp classes as output layer (LLM_TENSOR_LAYER_OUTPUT).
             if (name.rfind("output", 0) == 0 || name.rfind("cls", 0) == 0) {
                 info.head_bytes += ggml_nbytes(t);

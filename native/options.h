@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "model_info.h"
 #include "rpc/client/worker.h"
 
 namespace droid {
@@ -24,9 +25,9 @@ struct EngineOptions {
     std::string model;
     std::vector<WorkerOptions> workers;  // the master keeps the first layers, these take the rest in order
     rpc::WorkerTimeouts timeouts;
-    bool head_on_worker = false;             // of the last worker
-    bool half_activations = false;           // as f16 over the network; refused by workers that do not know how
-    std::vector<std::string> outer_tensors;  // ModelInfo::outer_tensors
+    bool head_on_worker = false;       // of the last worker
+    bool half_activations = false;     // as f16 over the network; refused by workers that do not know how
+    std::vector<ModelTensor> tensors;  // ModelInfo::tensors
     uint32_t context_size = 0;
     uint32_t batch_size = 0;
     uint32_t ubatch_size = 0;

@@ -206,9 +206,10 @@ void place(common_params & params, const EngineOptions & options, const std::vec
     params.tensor_split[device - 1] += 1;  // the head's slot
     params.n_gpu_layers = static_cast<int32_t>(offloaded) + 1;
     if (!options.head_on_worker) {
-        for (const std::string & name : options.outer_tensors) {
+        for (const auto & [data, layer] : options.tensors) {
+            if (layer >= 0) continue;
             params.tensor_buft_overrides.push_back(
-                {keep_pattern("^" + escape_regex(name) + "$"), ggml_backend_cpu_buffer_type()});
+                {keep_pattern("^" + escape_regex(data.name) + "$"), ggml_backend_cpu_buffer_type()});
         }
     }
 }

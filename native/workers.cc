@@ -1,10 +1,7 @@
 #include "workers.h"
 
 #include <algorithm>
-#include <set>
 #include <thread>
-
-#include "model_info.h"
 
 namespace droid {
 
@@ -32,22 +29,19 @@ void Workers::offer_weights(const std::function<bool(double fraction)> & on_prog
         return;
     }
     // The last layers go to the workers, in their order, as params.cc places them.
-    const std::vector<rpc::TensorInFile> tensors = read_tensors(options_.model);
-    int layers = 0;
-    for (const auto & tensor : tensors) layers = std::max(layers, layer_of(tensor.name) + 1);
+    int32_t layers = 0;
+    for (const ModelTensor & tensor : options_.tensors) layers = std::max(layers, tensor.layer + 1);
     uint32_t offloaded = 0;
     for (const auto & worker : options_.workers) offloaded += worker.layers;
-    const std::set<std::string> outer(options_.outer_tensors.begin(), options_.outer_tensors.end());
 
     std::vector<rpc::TensorInFile> placed;
     std::vector<size_t> worker_of;
-    for (const auto & tensor : tensors) {
-        const int layer = layer_of(tensor.name);
+    for (const auto & [tensor, layer] : options_.tensors) {
         int64_t next = int64_t{layers} - offloaded;  // the first layer of the worker that is looked at
         for (size_t i = 0; i < workers_.size(); i++) {
             const int64_t first = next;
             next += options_.workers[i].layers;
-            const bool head = options_.head_on_worker && i + 1 == workers_.size() && outer.count(tensor.name);
+            const bool head = options_.head_on_worker && i + 1 == workers_.size() && layer < 0;
             if ((layer < first || layer >= next || layer < 0) && !head) continue;
             if (!workers_[i] || !workers_[i]->holds_weights()) continue;
             placed.push_back(tensor);

@@ -181,6 +181,32 @@ TEST(weights_are_offered_and_named_instead_of_sent) {
     CHECK_EQUAL(std::count(log.begin(), log.end(), Command::put_weight), 1);
 }
 
+TEST(an_offer_waits_for_its_answer_only_when_something_else_is_asked) {
+    std::atomic<bool> offered{false}, looked_before{false};
+    FakeWorker fake(true, [&](FakeWorker &, Command command, const FakeWorker::Bytes &, int) {
+        if (command != Command::offer) return false;
+        const auto start = Clock::now();
+        while (!offered && ms_since(start) < 5000) std::this_thread::yield();
+        looked_before = offered.load();
+        return false;
+    });
+    const auto worker = connect(fake.port);
+    Manifest manifest;
+    manifest.entries["leaf_1"] = {Sha256{2}, 256};
+    manifest.entries["a"] = {Sha256{1}, 256};
+    worker->offer(manifest);
+    CHECK_EQUAL(worker->counters().waits.load(), 1u);  // the handshake's
+    offered = true;
+    Sum sum(worker->device());
+    CHECK(looked_before);
+    ggml_backend_buffer_set_usage(sum.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    const std::vector<float> data(64, 1.5f);
+    ggml_backend_tensor_set(sum.a, data.data(), 0, 256);
+    ggml_backend_tensor_set(sum.b, data.data(), 0, 256);
+    CHECK_EQUAL(worker->counters().weights_reused.load(), 256u);
+    CHECK_EQUAL(worker->counters().weights_sent.load(), 256u);
+}
+
 TEST(a_stream_that_is_freed_gets_no_data) {
     FakeWorker fake(true);
     const auto worker = connect(fake.port);

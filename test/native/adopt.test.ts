@@ -69,7 +69,7 @@ function openEngine(
       workers,
       headOnWorker: false,
       halfActivations: false,
-      outerTensors: model.outerTensors,
+      tensors: model.tensors,
       contextSize: 512,
       batchSize: 0,
       ubatchSize: 0,

@@ -1,5 +1,5 @@
 /** What a GGUF tells about a model before it is loaded. */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -75,7 +75,6 @@ describe('inspectModel', () => {
       contextLength: 0,
       layerBytes: [256],
       outerBytes: 0,
-      outerTensors: [],
       headBytes: 0,
       kvBytesPerTokenLayer: 0,
       activeBytesPerLayer: [256],
@@ -83,7 +82,30 @@ describe('inspectModel', () => {
       feedForwardLength: 0,
       headCount: 0,
       vocabularySize: 0,
+      tensors: [
+        { name: 'blk.0.attn_q.weight', path: join(dir, 'model.gguf'), offset: expect.any(Number), size: 256, layer: 0 },
+      ],
     });
+  });
+
+  it('tells where the data of each tensor lies', async () => {
+    const tensors = [tensor('token_embd.weight', 8, 4), tensor('blk.1.attn_q.weight', 8, 8), tensor('blk.7.x', 8)];
+    const path = join(dir, 'placed.gguf');
+    const layout = layoutGguf(
+      [encodeKeyValue('general.architecture', 'string', 'llama'), encodeKeyValue('llama.block_count', 'u32', 2)],
+      tensors,
+    );
+    await writeGguf(path, layout, ({ name, bytes }) => [Buffer.alloc(bytes, name)]);
+    const info = await addon().inspectModel(path);
+    expect(info.tensors.map(({ name, layer, size }) => [name, layer, size])).toEqual([
+      ['token_embd.weight', -1, 128],
+      ['blk.1.attn_q.weight', 1, 256],
+      ['blk.7.x', -1, 32],
+    ]);
+    const file = await readFile(path);
+    for (const { name, offset, size } of info.tensors) {
+      expect(file.subarray(offset, offset + size).equals(Buffer.alloc(size, name))).toBe(true);
+    }
   });
 
   it('counts the experts that one token uses', async () => {

@@ -89,7 +89,7 @@ describe('planLayers', () => {
     contextLength: 100,
     layerBytes: Array.from({ length: 10 }, () => 1000),
     outerBytes: 500,
-    outerTensors: [],
+    tensors: [],
     headBytes: 200,
     kvBytesPerTokenLayer: 1,
     activeBytesPerLayer: Array.from({ length: 10 }, () => 1000),

@@ -11,7 +11,7 @@ vi.mock('../../lib/addon.js', async (original) => ({
   ...(await original<typeof import('../../lib/addon.js')>()),
   addon: () => ({
     buildInfo: () => ({ routes: [], maxWorkers: 15 }),
-    inspectModel: async () => ({ layerBytes: [1, 1, 1], outerTensors: [], kvBytesPerTokenLayer: 0 }),
+    inspectModel: async () => ({ layerBytes: [1, 1, 1], tensors: [], kvBytesPerTokenLayer: 0 }),
     Engine: class {
       constructor(...args: unknown[]) {
         engines.push(args);

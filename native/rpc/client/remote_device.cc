@@ -27,6 +27,7 @@ RemoteDevice::RemoteDevice(Connection & connection, WorkerCounters & counters)
 std::unique_lock<std::mutex> RemoteDevice::lock() {
     std::unique_lock<std::mutex> held(connection_.mutex());
     connection_.check();
+    if (!open_offers_.empty()) close_offers();
     return held;
 }
 
@@ -111,30 +112,42 @@ std::optional<CodedError> RemoteDevice::allocation_failure() const {
 void RemoteDevice::offer(const Manifest & weights) {
     if (!extended_) return;
     const auto held = lock();
-    using Entry = std::pair<const std::string, Manifest::Entry>;
-    std::vector<const Entry *> entries;
-    for (const Entry & entry : weights.entries) entries.push_back(&entry);
-    for (size_t begin = 0; begin < entries.size(); begin += max_offers) {
-        const size_t count = std::min<size_t>(entries.size() - begin, max_offers);
-        std::vector<Offer> offers(count);
+    auto next = weights.entries.begin();
+    while (next != weights.entries.end()) {
+        std::vector<Offer> offers;
+        OpenOffer open;
         uint64_t bytes = 0;
-        for (size_t i = 0; i < count; i++) {
-            const Manifest::Entry & entry = entries[begin + i]->second;
-            std::copy(entry.hash.begin(), entry.hash.end(), offers[i].sha256);
-            offers[i].size = entry.size;
+        for (; next != weights.entries.end() && offers.size() < max_offers; ++next) {
+            const auto & [name, entry] = *next;
+            Offer & offer = offers.emplace_back();
+            std::copy(entry.hash.begin(), entry.hash.end(), offer.sha256);
+            offer.size = entry.size;
             bytes += entry.size;
+            Weight & weight = weights_[name];
+            weight = {entry.hash, entry.size, false};
+            open.weights.push_back(&weight);
         }
-        std::vector<uint8_t> there(count);
-        const Asked asked = {Command::offer, count * sizeof(Offer)};
-        const auto ticket =
-            connection_.ask(asked, nullptr, 0, {there.data(), count}, offers.data(), count * sizeof(Offer));
-        connection_.wait(ticket, std::chrono::milliseconds(bytes / weight_rate));
-        for (size_t i = 0; i < count; i++) {
-            if (there[i] > 1) connection_.fail_protocol(asked, "neither yes nor no");
-            const Entry & entry = *entries[begin + i];
-            weights_[entry.first] = {entry.second.hash, entry.second.size, there[i] == 1};
+        open.there.resize(offers.size());
+        open.extra = std::chrono::milliseconds(bytes / weight_rate);
+        OpenOffer & kept = open_offers_.emplace_back(std::move(open));
+        const uint64_t size = offers.size() * sizeof(Offer);
+        kept.ticket = connection_.ask({Command::offer, size}, nullptr, 0, {kept.there.data(), kept.there.size()},
+                                      offers.data(), size);
+    }
+    connection_.flush();
+}
+
+void RemoteDevice::close_offers() {
+    for (const OpenOffer & open : open_offers_) {
+        connection_.wait(open.ticket, open.extra);
+        for (size_t i = 0; i < open.there.size(); i++) {
+            if (open.there[i] > 1) {
+                connection_.fail_protocol({Command::offer, open.there.size() * sizeof(Offer)}, "neither yes nor no");
+            }
+            open.weights[i]->there = open.there[i] == 1;
         }
     }
+    open_offers_.clear();
 }
 
 // Whatever may change what a read returns: predicted reads are worthless after it.

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -41,6 +43,8 @@ class RemoteDevice {
     std::optional<CodedError> failure() const { return connection_.failure(); }
     std::optional<CodedError> allocation_failure() const;
 
+    // Asks which of these the worker has, and does not wait for the answer: it reads what it has from its disk while
+    // the master reads the vocabulary. Whatever is called next waits.
     void offer(const Manifest & weights);
 
     struct Memory {
@@ -108,9 +112,17 @@ class RemoteDevice {
         uint64_t size;
         bool there;  // on the worker
     };
+    // Weights of which the worker has not said yet whether they are there.
+    struct OpenOffer {
+        Connection::Ticket ticket = 0;
+        std::chrono::milliseconds extra{0};
+        std::vector<Weight *> weights;  // in weights_
+        std::vector<uint8_t> there;     // the answer
+    };
     using AllocSizeKey = std::array<uint32_t, 2 + GGML_MAX_OP_PARAMS / sizeof(int32_t) + GGML_MAX_DIMS>;
 
     [[nodiscard]] std::unique_lock<std::mutex> lock();
+    void close_offers();
     void changes() noexcept;
     Read describe(const RemoteBuffer & buffer, const ggml_tensor & tensor, uint64_t offset, uint64_t size,
                   bool half) const;
@@ -141,6 +153,7 @@ class RemoteDevice {
     std::optional<CodedError> allocation_failure_;
 
     std::unordered_map<std::string, Weight> weights_;
+    std::deque<OpenOffer> open_offers_;
     uint64_t reused_unconfirmed_ = 0;
     std::map<AllocSizeKey, uint64_t> alloc_sizes_;
 

@@ -92,7 +92,8 @@ class Worker {
     // Whether it had weights when it was connected, in memory or on disk: else there is no use in an offer.
     bool holds_weights() const;
 
-    // Tells the worker, in one exchange, which weights are about to be placed on it. Those it has will not be sent.
+    // Tells the worker, in one exchange, which weights are about to be placed on it. Those it has will not be sent. Its
+    // answer is waited for by whatever asks the worker next.
     // Without effect on a worker that is not extended.
     void offer(const Manifest & weights);
 
