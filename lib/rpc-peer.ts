@@ -1,5 +1,6 @@
 /** The client's side of ggml's RPC protocol as far as a probe speaks it, and what each of its failures means. */
 import { connect, isIP, Socket } from 'node:net';
+import { connectFault } from './connect-errors.js';
 import type { EndpointAddress } from './endpoint.js';
 import { DroidLlamaError, type ErrorCode } from './errors.js';
 import type { WorkerLink } from './worker-link.js';
@@ -224,24 +225,14 @@ export class Peer {
 
   #classify(error: NodeJS.ErrnoException): DroidLlamaError {
     if (this.#phase === 'greeting' || this.#phase === 'talking') return this.#closed(error);
-    // A name with several addresses fails with one error for each: the most telling one wins.
-    const parts: NodeJS.ErrnoException[] = error instanceof AggregateError ? error.errors : [error];
-    const codes = parts.map((part) => part.code ?? part.message);
-    if (codes.includes('ECONNREFUSED')) {
-      return this.#error(
-        'DROID_ENDPOINT_REFUSED',
-        'the device is up, but nothing listens on that port: start `droid-llama worker` there, with ' +
-          '`--host 0.0.0.0` if it is another device, and check the port',
-        error,
-      );
-    }
-    if (codes.includes('ETIMEDOUT')) return this.#timedOut('in time', error);
-    const fix = codes.some((code) => code === 'ENOTFOUND' || code === 'EAI_AGAIN')
-      ? 'its name does not resolve; try its IP address'
-      : codes.some((code) => code === 'EACCES' || code === 'EPERM')
-        ? 'the system does not let this process connect; newer Android asks for a local network permission'
-        : 'there is no route to it; check that both devices are on the same network';
-    return this.#error('DROID_ENDPOINT_UNREACHABLE', `${fix} (${codes.join(', ')})`, error);
+    const { code, why } = connectFault(error);
+    if (code === 'DROID_ENDPOINT_TIMEOUT') return this.#timedOut('in time', error);
+    const text =
+      code === 'DROID_ENDPOINT_REFUSED'
+        ? 'the device is up, but nothing listens on that port: start `droid-llama worker` there, with ' +
+          '`--host 0.0.0.0` if it is another device, and check the port'
+        : why;
+    return this.#error(code, text, error);
   }
 
   #timedOut(within: string, cause?: unknown): DroidLlamaError {

@@ -27,7 +27,7 @@ export interface FloorInput {
   readonly computeMs: number;
   readonly bytes: TokenBytes;
   /** Of the workers that hold layers. */
-  readonly links: readonly BenchLink[];
+  readonly links: readonly Pick<BenchLink, 'roundTripMs' | 'upBytesPerSecond' | 'downBytesPerSecond'>[];
   /** Measured, in tokens per second. */
   readonly measured: number;
 }

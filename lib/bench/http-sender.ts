@@ -1,9 +1,10 @@
 /** Requests to a llama-server by HTTP, for measuring: no timeout that a slow phone would run into. */
 import { type ClientRequest, type IncomingMessage, Agent as PlainAgent, request as plainRequest } from 'node:http';
 import { request as secureRequest, Agent as TlsAgent } from 'node:https';
+import { connectFault, errorParts } from '../connect-errors.js';
 import type { RequestBody } from '../engine-request.js';
 import { toBytes } from '../engine-request.js';
-import { DroidLlamaError, type ErrorCode } from '../errors.js';
+import { DroidLlamaError } from '../errors.js';
 import type { RequestSender } from '../requests.js';
 import type { EngineResponse, RequestOptions } from '../types.js';
 import { invalid, show } from '../validate.js';
@@ -14,14 +15,8 @@ const KEEP_ALIVE_MS = 10_000;
 /** An event of a stream takes some 300 bytes, so this is enough for 100,000 tokens; a phone has to hold it. */
 const MAX_ANSWER_BYTES = 32 * 1024 * 1024;
 
-const CODES: Readonly<Record<string, ErrorCode>> = {
-  ECONNREFUSED: 'DROID_ENDPOINT_REFUSED',
-  ETIMEDOUT: 'DROID_ENDPOINT_TIMEOUT',
-  ENOTFOUND: 'DROID_ENDPOINT_UNREACHABLE',
-  EAI_AGAIN: 'DROID_ENDPOINT_UNREACHABLE',
-  EHOSTUNREACH: 'DROID_ENDPOINT_UNREACHABLE',
-  ENETUNREACH: 'DROID_ENDPOINT_UNREACHABLE',
-};
+/** What was being done when no connection came about. */
+const CONNECTING = ['connect', 'getaddrinfo'];
 
 /** Sends the engine's requests to a server. Close it to hang up. */
 export class HttpSender implements RequestSender {
@@ -125,11 +120,11 @@ export class HttpSender implements RequestSender {
 
   #failure(error: unknown): unknown {
     if (!(error instanceof Error) || error instanceof DroidLlamaError) return error;
-    // A name with several addresses fails with one error for each.
-    const parts: NodeJS.ErrnoException[] = error instanceof AggregateError ? error.errors : [error];
-    const known = parts.map(({ code }) => CODES[code ?? '']).find(Boolean);
+    const parts = errorParts(error);
     const why = parts.map(({ code, message }) => message || code).join(', ');
-    if (known) return new DroidLlamaError(known, `${this.url} cannot be reached: ${why}`, { cause: error });
+    if (parts.some(({ syscall }) => CONNECTING.includes(syscall ?? ''))) {
+      return new DroidLlamaError(connectFault(error).code, `${this.url} cannot be reached: ${why}`, { cause: error });
+    }
     return new DroidLlamaError('DROID_CLOSED', `${this.url} ended the connection: ${why}`, { cause: error });
   }
 }

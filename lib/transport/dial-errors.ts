@@ -1,5 +1,6 @@
 /** What a dial that failed tells its caller: what happened, why, and what to do. */
 import { isIPv6 } from 'node:net';
+import { connectFault } from '../connect-errors.js';
 import type { EndpointAddress } from '../endpoint.js';
 import { DroidLlamaError, type ErrorCode } from '../errors.js';
 import type { HandshakeFault } from './psk-tls.js';
@@ -33,25 +34,13 @@ export class DialErrors {
 
   /** The TCP connection did not come about. */
   connectFailed(error: NodeJS.ErrnoException): DroidLlamaError {
-    // A name with several addresses fails with one error for each: the most telling one wins.
-    const parts: NodeJS.ErrnoException[] = error instanceof AggregateError ? error.errors : [error];
-    const codes = parts.map((part) => part.code ?? part.message);
-    if (codes.includes('ECONNREFUSED')) {
-      return this.#error(
-        'DROID_ENDPOINT_REFUSED',
-        'the device is up, but nothing listens on that port: start droid-llama there, and check the port',
-        error,
-      );
-    }
-    if (codes.includes('ETIMEDOUT')) return this.#timedOut('in time', error);
-    const fix = codes.some((code) => code === 'ENOTFOUND' || code === 'EAI_AGAIN')
-      ? 'its name does not resolve; try its IP address'
-      : codes.some((code) => code === 'EACCES' || code === 'EPERM')
-        ? 'the system does not let this process connect; newer Android asks for a local network permission'
-        : codes.some((code) => code === 'EMFILE' || code === 'ENFILE')
-          ? 'this process has no file descriptors left'
-          : 'there is no route to it; check that both devices are on the same network';
-    return this.#error('DROID_ENDPOINT_UNREACHABLE', `${fix} (${codes.join(', ')})`, error);
+    const { code, why } = connectFault(error);
+    if (code === 'DROID_ENDPOINT_TIMEOUT') return this.#timedOut('in time', error);
+    const text =
+      code === 'DROID_ENDPOINT_REFUSED'
+        ? 'the device is up, but nothing listens on that port: start droid-llama there, and check the port'
+        : why;
+    return this.#error(code, text, error);
   }
 
   /** Something accepted the connection, but TLS did not come about. */

@@ -8,8 +8,6 @@
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/time.h>
-#include <sys/uio.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/sockios.h>
@@ -28,12 +26,6 @@
 namespace droid::rpc {
 
 namespace {
-
-#ifdef MSG_NOSIGNAL
-constexpr int send_flags = MSG_NOSIGNAL;  // a dead peer is an error to return, not a SIGPIPE for the host process
-#else
-constexpr int send_flags = 0;  // macOS: SO_NOSIGPIPE, set in tune_socket
-#endif
 
 using Addresses = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
 
@@ -281,53 +273,6 @@ std::chrono::milliseconds unanswered_for([[maybe_unused]] int fd) {
     }
 #endif
     return std::chrono::milliseconds(0);
-}
-
-bool send_all(int fd, const void * data, size_t size) {
-    const char * p = static_cast<const char *>(data);
-    while (size > 0) {
-        const ssize_t n = send(fd, p, size, send_flags);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return false;
-        p += n;
-        size -= static_cast<size_t>(n);
-    }
-    return true;
-}
-
-bool send_all(int fd, const void * head, size_t head_size, const void * data, size_t size) {
-    iovec pieces[2] = {{const_cast<void *>(head), head_size}, {const_cast<void *>(data), size}};
-    msghdr message = {};
-    message.msg_iov = pieces;
-    message.msg_iovlen = 2;
-    ssize_t n;
-    do {
-        n = sendmsg(fd, &message, send_flags);
-    } while (n < 0 && errno == EINTR);
-    if (n < 0) return false;
-    const size_t sent = static_cast<size_t>(n);
-    if (sent < head_size) {
-        return send_all(fd, static_cast<const char *>(head) + sent, head_size - sent) && send_all(fd, data, size);
-    }
-    return send_all(fd, static_cast<const char *>(data) + (sent - head_size), size - (sent - head_size));
-}
-
-bool recv_all(int fd, void * data, size_t size) {
-    char * p = static_cast<char *>(data);
-    while (size > 0) {
-        const ssize_t n = recv(fd, p, size, 0);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return false;
-        p += n;
-        size -= static_cast<size_t>(n);
-    }
-    return true;
-}
-
-void set_socket_receive_timeout(int fd, int seconds) {
-    timeval timeout = {};
-    timeout.tv_sec = seconds;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
 }
 
 void close_socket(int fd) {

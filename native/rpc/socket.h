@@ -69,14 +69,6 @@ size_t unacknowledged_bytes(int fd);
 // tell.
 std::chrono::milliseconds unanswered_for(int fd);
 
-bool send_all(int fd, const void * data, size_t size);
-// Two pieces in one system call where they fit.
-bool send_all(int fd, const void * head, size_t head_size, const void * data, size_t size);
-bool recv_all(int fd, void * data, size_t size);
-
-// 0 for ever.
-void set_socket_receive_timeout(int fd, int seconds);
-
 void close_socket(int fd);
 // Closes without sending what is left; the peer sees a reset.
 void abort_socket(int fd);

@@ -58,7 +58,6 @@ export declare function measureRounds(
   rounds: number,
   log?: (line: string) => void,
 ): Promise<Map<Pair, Speed[]>>;
-export declare function median(values: readonly number[]): number;
 export declare function medianSpeed(speeds: readonly Speed[]): Speed;
 export declare function ratios(speed: Speed, other: Speed): { load: number; prompt: number; generation: number };
 export declare function describePair(pair: Pair): string;

@@ -1,6 +1,7 @@
 // @ts-check
 // What a master and a worker do together: how fast they load, process a prompt and generate, and what they say to each
 // other for each token.
+import { median } from '../../dist/statistics.js';
 import { RpcProxy } from '../support/rpc-proxy.mjs';
 import { startOurMaster, startOurWorker, startUpstreamMaster, startUpstreamWorker } from './rpc-programs.mjs';
 
@@ -125,14 +126,6 @@ export async function measureRounds(model, rounds, log = () => {}) {
     }
   }
   return samples;
-}
-
-/** @param {readonly number[]} values */
-export function median(values) {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  const upper = sorted[middle] ?? Number.NaN;
-  return sorted.length % 2 ? upper : (upper + (sorted[middle - 1] ?? Number.NaN)) / 2;
 }
 
 /** @param {readonly Speed[]} speeds @returns {Speed} */

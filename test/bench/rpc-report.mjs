@@ -1,5 +1,6 @@
 // @ts-check
-import { describePair, GENERATED_TOKENS, median, medianSpeed, PAIRS, PROMPT_TOKENS, ratios } from './rpc-measure.mjs';
+import { median } from '../../dist/statistics.js';
+import { describePair, GENERATED_TOKENS, medianSpeed, PAIRS, PROMPT_TOKENS, ratios } from './rpc-measure.mjs';
 import { upstreamMasterArgs } from './rpc-programs.mjs';
 
 /** @import { Pair, Speed } from './rpc-measure.d.mts' */

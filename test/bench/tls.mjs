@@ -6,37 +6,21 @@
 //   node test/bench/tls.mjs --write                 writes the table to docs/tls-speed.md, too
 //
 // Wants dist and the addon built.
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { cpus } from 'node:os';
-import { dirname, join, relative } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
+import { median } from '../../dist/statistics.js';
 import { createToken } from '../../dist/transport/token.js';
-import { writeGuideModel } from '../models/guide-model.mjs';
-import { GENERATED_TOKENS, median, PROMPT_TOKENS } from './rpc-measure.mjs';
+import { GENERATED_TOKENS, PROMPT_TOKENS } from './rpc-measure.mjs';
 import { separateCores, startOurMaster, startOurWorker } from './rpc-programs.mjs';
+import { benchModel, describeRun, nameOf, note, publish, readOptions } from './rpc-run.mjs';
 
-/** @import { BenchModel, Master, Speed } from './rpc-measure.d.mts' */
+/** @import { Master, Speed } from './rpc-measure.d.mts' */
 
-const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 const LINKS = /** @type {const} */ (['plain', 'tls']);
 /** @typedef {typeof LINKS[number]} Link */
 /** Times that both are measured in a round, one right after the other. */
 const REPEATS = 6;
 
-const { values } = parseArgs({
-  options: {
-    rounds: { type: 'string', default: '5' },
-    tiny: { type: 'boolean', default: false },
-    json: { type: 'boolean', default: false },
-    write: { type: 'boolean', default: false },
-  },
-});
-const rounds = Number(values.rounds);
-if (!Number.isInteger(rounds) || rounds < 1) throw new Error(`--rounds ${values.rounds} is no count`);
-const note = (/** @type {string} */ line) => process.stderr.write(`${line}\n`);
-
-const model = values.tiny ? { path: join(root, 'models/droid-tiny.gguf'), layers: 6 } : await guideModel();
+const { rounds, tiny, json, write } = readOptions();
+const model = await benchModel(tiny);
 const separate = separateCores();
 if (!separate) note('master and worker may share a core');
 
@@ -60,15 +44,10 @@ for (let round = 0; round < rounds; round++) {
   }
 }
 
-if (values.json) {
-  console.log(JSON.stringify({ model: relative(root, model.path), rounds, samples, ratios: costs() }, null, 2));
+if (json) {
+  console.log(JSON.stringify({ model: nameOf(model), rounds, samples, ratios: costs() }, null, 2));
 } else {
-  const text = await report();
-  console.log(text);
-  if (values.write) {
-    await mkdir(join(root, 'docs'), { recursive: true });
-    await writeFile(join(root, 'docs/tls-speed.md'), `${text}\n`);
-  }
+  await publish(await report(), write && 'tls-speed.md');
 }
 
 /**
@@ -137,18 +116,15 @@ function costs() {
 }
 
 async function report() {
-  const own = JSON.parse(await readFile(join(root, 'package.json'), 'utf8'));
-  const lock = JSON.parse(await readFile(join(root, 'vendor/llama.lock.json'), 'utf8'));
-  const command = ['node test/bench/tls.mjs', ...process.argv.slice(2)].join(' ');
+  const { command, date, processor, versions } = await describeRun('test/bench/tls.mjs');
   const { load, prompt, generation } = costs();
   return [
     '# What TLS costs',
     '',
-    `As it came out of \`${command}\` on ${new Date().toISOString().slice(0, 10)}, on ${cpus()[0]?.model.trim()}, ` +
-      `${cpus().length} cores; droid-llama ${own.version}, llama.cpp ${lock.tag}, Node ${process.versions.node}.`,
+    `As it came out of \`${command}\` on ${date}, on ${processor}; ${versions}.`,
     '',
     `Master and worker are two processes on loopback with one compute thread each${separate ? ', each on a core of its own, which it shares with its TLS thread' : ''}.`,
-    `The model is \`${relative(root, model.path)}\`, half of its ${model.layers} layers on the worker, the output head on the master.`,
+    `The model is \`${nameOf(model)}\`, half of its ${model.layers} layers on the worker, the output head on the master.`,
     `Medians of ${rounds} rounds, in brackets the smallest and the largest. A round loads both ways, and then measures both in`,
     `turn, ${REPEATS} prompts of ${PROMPT_TOKENS} tokens and ${REPEATS} generations of ${GENERATED_TOKENS} each. The last line is the median of the ratios of`,
     'measurements made one right after the other.',
@@ -177,12 +153,4 @@ function row(name, speeds) {
     spread((speed) => speed.generatedPerSecond, 2),
   ];
   return `| ${[name, ...cells].join(' | ')} |`;
-}
-
-/** @returns {Promise<BenchModel>} */
-async function guideModel() {
-  const path = join(root, 'build/test/guide-model.gguf');
-  await mkdir(dirname(path), { recursive: true });
-  await writeGuideModel(path);
-  return { path, layers: 24 };
 }

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "blocking_socket.h"
 #include "rpc/protocol.h"
 #include "rpc/socket.h"
 
@@ -71,13 +72,13 @@ class FakeWorker {
     // For scripts
     void answer(const void * data, size_t size) {
         const uint64_t length = size;
-        droid::rpc::send_all(client_, &length, sizeof length, data, size);
+        send_all(client_, &length, sizeof length, data, size);
     }
     template <typename T>
     void answer(const T & value) {
         answer(&value, sizeof value);
     }
-    void raw(const void * data, size_t size) { droid::rpc::send_all(client_, data, size); }
+    void raw(const void * data, size_t size) { send_all(client_, data, size); }
     void notice(uint32_t reason, const std::string & text) {
         const droid::rpc::Notice head = {reason, static_cast<uint32_t>(text.size())};
         Bytes whole(sizeof droid::rpc::notice_size + sizeof head);
@@ -134,9 +135,9 @@ class FakeWorker {
         while (fd >= 0 && !hung_up_) {
             uint8_t command;
             uint64_t size;
-            if (!droid::rpc::recv_all(fd, &command, 1) || !droid::rpc::recv_all(fd, &size, sizeof size)) break;
+            if (!recv_all(fd, &command, 1) || !recv_all(fd, &size, sizeof size)) break;
             Bytes payload(size);
-            if (!droid::rpc::recv_all(fd, payload.data(), size)) break;
+            if (!recv_all(fd, payload.data(), size)) break;
             {
                 const std::lock_guard<std::mutex> lock(mutex_);
                 log_.push_back(static_cast<Command>(command));

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "blocking_socket.h"
 #include "check.h"
 #include "ggml.h"
 #include "rpc/protocol.h"
@@ -43,7 +44,7 @@ class RawClient {
   public:
     explicit RawClient(uint16_t port, const std::string & host = "127.0.0.1")
         : fd_(connect_tcp(host + ":" + std::to_string(port), host, port)) {
-        set_socket_receive_timeout(fd_, 20);
+        set_receive_timeout(fd_, 20);
     }
     ~RawClient() { close_socket(fd_); }
     RawClient(const RawClient &) = delete;

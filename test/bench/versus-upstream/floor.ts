@@ -1,7 +1,11 @@
 /**
- * The least time that a generated token can take when its layers are split over two devices:
- * computing all layers + round trip + bytes ÷ bandwidth (see docs/planning.md).
+ * The least time that a generated token can take when its layers are split over two devices, as `droid-llama bench`
+ * computes it.
  */
+import { floorOf as floorOfLinks, tokenBytes } from '../../../lib/bench/floor.js';
+import type { Floor } from '../../../lib/bench/types.js';
+import { GENERATED_TOKENS } from './schedule.js';
+
 export interface FloorInput {
   /** Of one device that computes all layers itself. */
   readonly generatedPerSecond: number;
@@ -13,24 +17,13 @@ export interface FloorInput {
   readonly width: number;
 }
 
-export interface Floor {
-  readonly computeMs: number;
-  readonly roundTripMs: number;
-  readonly transferMs: number;
-  readonly tokensPerSecond: number;
-}
-
-/** Cells of the KV cache that the mask covers: llama.cpp pads them. What is generated here stays below. */
-const KV_CELLS = 256;
-const F32_BYTES = 4;
-const F16_BYTES = 2;
-
-/** The hidden state and the residual go up, with the mask; one hidden state comes back. */
-export function floorOf(input: FloorInput): Floor {
-  const computeMs = 1000 / input.generatedPerSecond;
-  const hidden = input.width * F32_BYTES;
-  const up = 2 * hidden + KV_CELLS * F16_BYTES;
-  const transferMs = 1000 * (up / input.upBytesPerSecond + hidden / input.downBytesPerSecond);
-  const tokensPerSecond = 1000 / (computeMs + input.roundTripMs + transferMs);
-  return { computeMs, roundTripMs: input.roundTripMs, transferMs, tokensPerSecond };
+export function floorOf({ generatedPerSecond, width, ...link }: FloorInput): Omit<Floor, 'share'> {
+  const floor = floorOfLinks({
+    computeMs: 1000 / generatedPerSecond,
+    bytes: tokenBytes(width, GENERATED_TOKENS),
+    links: [link],
+    measured: 0,
+  });
+  if (!floor) throw new Error('a link with all its numbers has a floor');
+  return floor;
 }

@@ -1,16 +1,11 @@
 /** Medians, spreads, and ratios of what was measured in turn. */
+import { median } from '../../../lib/statistics.js';
 
 export interface Spread {
   readonly median: number;
   readonly min: number;
   readonly max: number;
   readonly count: number;
-}
-
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const upper = sorted[sorted.length >> 1] ?? Number.NaN;
-  return sorted.length % 2 ? upper : (upper + (sorted[(sorted.length >> 1) - 1] ?? Number.NaN)) / 2;
 }
 
 /** Null of nothing. */

@@ -1,9 +1,10 @@
 /** Everything that a run's records say, added up, for docs/bench/versus-upstream.json and for the page. */
+import { median } from '../../../lib/statistics.js';
 import { CONTENDERS, type Contender } from './contenders.js';
-import { type Floor, floorOf } from './floor.js';
+import { floorOf } from './floor.js';
 import { type BenchLink, contendersOn, LINKS, loadsOf } from './links.js';
 import type { Measurement, MeasurementOf, Measurements } from './measurements.js';
-import { median, type Ratio, ratioOf, type Spread, spreadOf } from './statistics.js';
+import { type Ratio, ratioOf, type Spread, spreadOf } from './statistics.js';
 import { floorSamples, type Outcome, outcomes, type Quantity, SPLITS, samplesOf } from './targets.js';
 import { bestUbatch } from './ubatch.js';
 
@@ -21,7 +22,7 @@ export interface LinkSummary {
   readonly title: string;
   readonly measured: LinkMeasured | null;
   /** Null when one phone alone was not measured. */
-  readonly floor: Floor | null;
+  readonly floor: ReturnType<typeof floorOf> | null;
   readonly floorShare: { readonly plain: Ratio | null; readonly encrypted: Ratio | null };
   readonly rows: readonly Row[];
 }

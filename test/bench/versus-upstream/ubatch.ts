@@ -1,6 +1,7 @@
 /** Which ubatch a contender is measured with. */
+
+import { median } from '../../../lib/statistics.js';
 import type { Measurements } from './measurements.js';
-import { median } from './statistics.js';
 
 /** The ubatch whose prompts were fastest on this link, or on another one for who uses no link; undefined: not measured. */
 export function bestUbatch(measurements: Measurements, link: string, contender: string): number | undefined {

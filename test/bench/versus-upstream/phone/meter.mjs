@@ -10,6 +10,7 @@ import { Buffer } from 'node:buffer';
 import { once } from 'node:events';
 import { createServer, Socket } from 'node:net';
 import { performance } from 'node:perf_hooks';
+import { median } from '../../../../dist/statistics.js';
 
 const tell = (/** @type {object} */ event) => process.stdout.write(`${JSON.stringify(event)}\n`);
 const CHUNK = Buffer.alloc(64 * 1024, 'x');
@@ -58,12 +59,6 @@ async function open(host, port, bytes) {
   head.writeBigInt64BE(BigInt(bytes));
   socket.write(head);
   return socket;
-}
-
-/** @param {number[]} values */
-function median(values) {
-  const sorted = values.sort((a, b) => a - b);
-  return ((sorted[(sorted.length - 1) >> 1] ?? 0) + (sorted[sorted.length >> 1] ?? 0)) / 2;
 }
 
 const [verb, host = '', port = '', echoes = '', size = ''] = process.argv.slice(2);
