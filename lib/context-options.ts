@@ -1,5 +1,6 @@
 /** The options of createDistributedContext: what they mean, their defaults, and the checks that need no I/O. */
 import { isLogLevel, type LogLevel, type NativeEngineOptions, type NativeTimeouts } from './addon.js';
+import { defaultThreads } from './cpu.js';
 import { parseEndpoint } from './endpoint.js';
 import type { DroidLlamaError } from './errors.js';
 import { checkTensorSplit } from './placement.js';
@@ -81,7 +82,10 @@ export interface DistributedContextOptions {
    * without, and for embeddings.
    */
   ubatchSize?: number;
-  /** Threads of the master, `-t`. Default: what llama.cpp thinks best for the machine. */
+  /**
+   * Threads of the master, `-t`. Default: what llama.cpp thinks best for the machine; on Android one for each fast core, at
+   * most 4.
+   */
   threads?: number;
   /** Map the file into memory instead of reading it. Default true. */
   mmap?: boolean;
@@ -228,7 +232,9 @@ export function checkLinkedOptions(options: LinkedContextOptions, workers: numbe
       }) ?? 0,
     batchSize: optionalInteger('batchSize', options.batchSize, { min: batchMin, max: MAX_TOKENS }) ?? 0,
     ubatchSize: optionalInteger('ubatchSize', options.ubatchSize, { min: ubatchMin, max: MAX_TOKENS }) ?? 0,
-    threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? 0,
+    threads:
+      optionalInteger('threads', options.threads, { min: 1, max: 512 }) ??
+      (process.platform === 'android' ? defaultThreads() : 0),
     mmap: optionalBoolean('mmap', options.mmap) ?? true,
     parallel,
     embeddings: optionalBoolean('embeddings', options.embeddings) ?? false,

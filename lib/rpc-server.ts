@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
@@ -8,6 +7,7 @@ import {
   type NativeRpcServerStats,
   toDroidLlamaError,
 } from './addon.js';
+import { defaultThreads } from './cpu.js';
 import { type EndpointAddress, formatEndpoint } from './endpoint.js';
 import { acceptMasters } from './rpc-stream.js';
 import { checkSecurity } from './security.js';
@@ -30,11 +30,14 @@ export interface RpcServerOptions {
    * reaches the port can use the worker, and read and change what goes over it. Default false.
    */
   insecure?: boolean;
-  /** Threads that compute. Default: the number of cores this process may use. */
+  /** Threads that compute. Default: one for each fast core that this process may use, on Android at most 4. */
   threads?: number;
   /** Masters that may be connected at once; further ones are told that the worker is busy. Default 8. */
   maxClients?: number;
-  /** Bytes that all masters together may use. Default: 80 % of what the system can give without swapping. */
+  /**
+   * Bytes that all masters together may use. Default: 80 % of what the system can give without swapping, on Android at
+   * most half of what is built in.
+   */
   memoryLimit?: number;
   /** Bytes that one master may use. Default: `memoryLimit`. */
   clientMemoryLimit?: number;
@@ -217,7 +220,7 @@ function checkOptions(options: AdoptingRpcServerOptions): Omit<NativeRpcServerOp
     invalid('onEvent must be a function.');
   }
   return {
-    threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? availableParallelism(),
+    threads: optionalInteger('threads', options.threads, { min: 1, max: 512 }) ?? defaultThreads(),
     maxClients: optionalInteger('maxClients', options.maxClients, { min: 1, max: 1024 }) ?? 8,
     memoryLimit: memoryLimit ?? 0,
     clientMemoryLimit: clientMemoryLimit ?? 0,

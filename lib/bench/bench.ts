@@ -1,10 +1,10 @@
 /** A benchmark of contexts that it makes itself: one device, splits, a sweep. */
 
-import { defaultThreads } from '../cluster/device/cpu.js';
 import { availableMemory, computeSpeed } from '../cluster/device/device.js';
 import { type ModelFile, readModelFile } from '../cluster/device/model-file.js';
 import { memoryNeeded, memoryNeeds } from '../cluster/plan/estimate.js';
 import type { ComputeSpeed } from '../cluster/types.js';
+import { defaultThreads } from '../cpu.js';
 import { type BenchOptions, type CasePlan, type CheckedBench, caseList, checkBench } from './bench-options.js';
 import { type MeasuredCase, measureCase } from './case.js';
 import { GENERATION_PROMPT } from './completion.js';

@@ -2,6 +2,7 @@ import { EventEmitter } from 'node:events';
 import { Socket } from 'node:net';
 import { closeDescriptor, engineRoutes } from '../addon.js';
 import type { CallOptions, ChatCompletionChunk, ChatRequest, CompletionChunk, CompletionRequest } from '../context.js';
+import { defaultThreads } from '../cpu.js';
 import type { RequestBody } from '../engine-request.js';
 import { DroidLlamaError } from '../errors.js';
 import {
@@ -17,7 +18,6 @@ import type { EngineResponse, EngineRoute, RequestOptions } from '../types.js';
 import { Changes } from './changes.js';
 import type { ClusterEvents } from './cluster-events.js';
 import type { Membership } from './control/membership.js';
-import { defaultThreads } from './device/cpu.js';
 import type { ModelFile } from './device/model-file.js';
 import type { Discovery } from './discovery/discovery.js';
 import { forwardRequest } from './forward/forward.js';

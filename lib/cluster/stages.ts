@@ -1,6 +1,7 @@
 /** Starts and ends everything that a member is made of; what they tell each other is wired in cluster.ts. */
 import { access, constants, mkdir } from 'node:fs/promises';
 import { isIPv4 } from 'node:net';
+import { defaultThreads } from '../cpu.js';
 import { DroidLlamaError } from '../errors.js';
 import { startTransport } from '../transport/tls-transport.js';
 import { clusterTag } from '../transport/token.js';
@@ -9,7 +10,6 @@ import { packageVersion } from '../version.js';
 import { buildId } from './build-id.js';
 import { Membership } from './control/membership.js';
 import { peerIdToBytes } from './control/peer-id.js';
-import { defaultThreads } from './device/cpu.js';
 import { computeSpeed } from './device/device.js';
 import { type ModelFile, readModelFile } from './device/model-file.js';
 import { SelfReport, type SelfReportOptions } from './device/self-report.js';

@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { type Answer, ask, BatteryWatch, parseBattery } from '../../lib/cluster/device/battery.js';
-import { bigCores, type Core, type CpuFiles, defaultThreads, readCores } from '../../lib/cluster/device/cpu.js';
 import {
   availableMemory,
   computeSpeed,
@@ -12,6 +11,7 @@ import {
   lendableMemory,
   ownMemory,
 } from '../../lib/cluster/device/device.js';
+import { bigCores, type Core, type CpuFiles, defaultThreads, readCores } from '../../lib/cpu.js';
 import { expectGone } from '../support/cli.js';
 
 const GIB = 2 ** 30;
@@ -52,6 +52,13 @@ describe('cores to compute with', () => {
     expect(defaultThreads(cores(...times(8, [1024, 2000] as const)), 8)).toBe(8);
     expect(defaultThreads(cores([null, 2840], [null, null], [null, 1000]), 8)).toBe(3);
     expect(defaultThreads([], 6)).toBe(6);
+  });
+
+  it('are at most four on Android', () => {
+    const phone = cores(...times(2, [null, 4320] as const), ...times(6, [null, 3530] as const));
+    expect(defaultThreads(phone, 8, 'android')).toBe(4);
+    expect(defaultThreads(phone, 3, 'android')).toBe(3);
+    expect(defaultThreads([], 8, 'android')).toBe(4);
   });
 
   it('are no more than this process may use, and at least one', () => {

@@ -2,8 +2,8 @@
 import { readFileSync } from 'node:fs';
 import { freemem } from 'node:os';
 import { addon, type NativeComputeSpeed } from '../../addon.js';
+import { defaultThreads } from '../../cpu.js';
 import type { ComputeSpeed } from '../types.js';
-import { defaultThreads } from './cpu.js';
 
 /** Of what is available, this part may be a model's: the rest of the phone needs some to move in. */
 const LENT_PART = 0.8;

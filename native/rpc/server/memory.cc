@@ -16,6 +16,16 @@
 
 namespace droid::rpc {
 
+namespace {
+
+// Of what is built in.
+uint64_t half_of_memory() {
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page) / 2 : 1ull << 30;
+}
+
+}  // namespace
+
 uint64_t available_memory() {
 #if defined(__linux__)
     if (FILE * file = std::fopen("/proc/meminfo", "re")) {
@@ -38,13 +48,17 @@ uint64_t available_memory() {
         return pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
     }
 #endif
-    // Without a better figure, half of what is built in.
-    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page) / 2 : 1ull << 30;
+    return half_of_memory();  // without a better figure
 }
 
 uint64_t default_memory_limit() {
-    return available_memory() / 10 * 8;
+    const uint64_t most = available_memory() / 10 * 8;
+#ifdef __ANDROID__
+    // What an app has beyond that, Android takes back by ending it.
+    return std::min(most, half_of_memory());
+#else
+    return most;
+#endif
 }
 
 bool Budget::take(uint64_t bytes) {

@@ -22,6 +22,7 @@ const SYSFS = '/sys/devices/system/cpu';
  * because slow cores also do less in a cycle. */
 const BIG_BY_CAPACITY = 0.5;
 const BIG_BY_CLOCK = 0.7;
+const MOST_ON_A_PHONE = 4;
 const realFiles: CpuFiles = { readdir: (path) => readdirSync(path), readFile: (path) => readFileSync(path, 'utf8') };
 
 /** The cores as Linux and Android list them; empty elsewhere. */
@@ -58,9 +59,17 @@ export function bigCores(cores: readonly Core[]): readonly Core[] {
   return cores.filter((core) => speed(core) >= second);
 }
 
-/** Threads to compute with unless the user says otherwise: one for each fast core that this process may use. */
-export function defaultThreads(cores: readonly Core[] = readCores(), allowed: number = availableParallelism()): number {
-  return Math.max(1, Math.min(cores.length === 0 ? allowed : bigCores(cores).length, allowed));
+/**
+ * Threads to compute with unless the user says otherwise: one for each fast core that this process may use, and on a phone
+ * no more than four: it has to stay cool, and usable.
+ */
+export function defaultThreads(
+  cores: readonly Core[] = readCores(),
+  allowed: number = availableParallelism(),
+  platform: NodeJS.Platform = process.platform,
+): number {
+  const fast = cores.length === 0 ? allowed : bigCores(cores).length;
+  return Math.max(1, Math.min(fast, allowed, platform === 'android' ? MOST_ON_A_PHONE : Number.POSITIVE_INFINITY));
 }
 
 function readNumber(files: CpuFiles, path: string): number | null {
