@@ -49,6 +49,8 @@ export interface NativeComputeSpeed {
 export interface BuildInfo {
   readonly llamaCpp: string;
   readonly systemInfo: string;
+  /** The level of instructions in use, see docs/prebuilds.md; `native` where it was compiled on this machine. */
+  readonly cpuLevel: string;
   readonly rpcProtocol: string;
   readonly maxWorkers: number;
   readonly routes: readonly EngineRoute[];

@@ -1,5 +1,6 @@
 #include <napi.h>
 
+#include "cpu/level.h"
 #include "engine.h"
 #include "engine_binding.h"
 #include "environment.h"
@@ -83,6 +84,7 @@ Napi::Value build_info(const Napi::CallbackInfo & info) {
     auto js = Napi::Object::New(env);
     js.Set("llamaCpp", llama_version());
     js.Set("systemInfo", llama_print_system_info());
+    js.Set("cpuLevel", cpu_level());
     js.Set("rpcProtocol", std::to_string(rpc::protocol_major) + "." + std::to_string(rpc::protocol_minor) + "." +
                               std::to_string(rpc::protocol_patch));
     js.Set("maxWorkers", static_cast<double>(max_workers));
@@ -126,6 +128,11 @@ void close_descriptor(const Napi::CallbackInfo & info) {
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+    try {
+        cpu_level();
+    } catch (const std::exception & error) {
+        throw Napi::Error::New(env, error.what());
+    }
     init_llama_process();
     env.SetInstanceData(new Environment(env));
     exports.Set("inspectModel", Napi::Function::New<inspect_model>(env));

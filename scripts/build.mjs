@@ -1,162 +1,24 @@
-// Compiles the addon to build/Release/droid-llama.node.
-//
-//   node scripts/build.mjs               for this machine's CPU
-//   node scripts/build.mjs --portable    for any CPU of this architecture that ggml's defaults allow (prebuilds)
-//
-// CMake is the only real build; cmake-js hands it the Node-API headers. A second run compiles what changed.
-import { spawn } from 'node:child_process';
-import { closeSync, openSync, writeSync } from 'node:fs';
-import { copyFile, mkdir, readFile, rename, rm } from 'node:fs/promises';
-import { createRequire } from 'node:module';
-import { availableParallelism, totalmem } from 'node:os';
+// Compiles the addon for this machine's CPU to build/Release/droid-llama.node.
+import { copyFile, mkdir, rename } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { readLock } from '../vendor/fetch.mjs';
-import { buildEnvironment } from './environment.mjs';
-import { preparePatchedSources } from './sources.mjs';
-import { checkToolchain } from './toolchain.mjs';
+import { compile } from './cmake.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
-/** npm hides what the scripts of a dependency print; a build of minutes must still show that it lives. */
-function openTerminal() {
-  if (process.stderr.isTTY) return { fd: 2, redraw: true };
-  if (process.env.CI || !process.env.npm_lifecycle_event) return { fd: 2, redraw: false };
-  try {
-    return { fd: openSync('/dev/tty', 'w'), redraw: true };
-  } catch {
-    return { fd: 2, redraw: false };
-  }
-}
-
-/** A compiler needs up to a gigabyte for the largest files, and a phone has more cores than that. */
-function jobCount() {
-  return Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / 2 ** 30)));
-}
-
-/**
- * @param {{ portable?: boolean }} [options]
- * @returns {Promise<string>} path of the addon
- */
-export async function build({ portable = false } = {}) {
-  const tools = checkToolchain();
-  if (tools.missing.length > 0) {
-    throw new Error(
-      `droid-llama has to be compiled here, but ${tools.missing.join(', ')} ` +
-        `${tools.missing.length > 1 ? 'are' : 'is'} missing.\nInstall with:  ${tools.install}`,
-    );
-  }
-  const terminal = openTerminal();
-  const progress = createProgress(terminal);
-  try {
-    const sources = await preparePatchedSources({ log: progress.note });
-    // Prebuilds have a tree of their own, so that flags of one never end up in the other.
-    const out = join(root, 'build', portable ? 'cmake-portable' : 'cmake');
-    const jobs = jobCount();
-    progress.note(`compiling with ${jobs} ${jobs > 1 ? 'jobs' : 'job'}${tools.ccache ? ' and ccache' : ''}`);
-    const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js');
-    const common = ['--directory', root, '--out', out];
-    const generator = tools.ninja ? 'Ninja' : 'Unix Makefiles';
-    await removeForeignTree(out, generator);
-    const configure = [cmakeJs, 'configure', ...common, '--generator', generator];
-    for (const [name, value] of Object.entries(await defines(sources, portable, tools))) {
-      configure.push(`--CD${name}=${value}`);
-    }
-    const compile = [cmakeJs, 'build', ...common, '--parallel', String(jobs), '--target', 'droid-llama'];
-    const env = buildEnvironment({ root, sources });
-    await runQuietly(process.execPath, configure, env, progress);
-    await runQuietly(process.execPath, compile, env, progress);
-    const addon = join(root, 'build', 'Release', 'droid-llama.node');
-    await mkdir(dirname(addon), { recursive: true });
+export async function build() {
+  await compile('cmake', { GGML_NATIVE: 'ON' }, async (addon, note) => {
+    const target = join(root, 'build', 'Release', 'droid-llama.node');
+    await mkdir(dirname(target), { recursive: true });
     // Rename, not overwrite: a process that has the old addon mapped must keep its pages.
-    await copyFile(join(out, 'droid-llama.node'), `${addon}.new`);
-    await rename(`${addon}.new`, addon);
-    progress.note('built build/Release/droid-llama.node');
-    return addon;
-  } finally {
-    progress.end();
-    if (terminal.fd !== 2) closeSync(terminal.fd);
-  }
-}
-
-/** CMake refuses a tree that was made for another directory (a moved checkout) or by another generator. */
-async function removeForeignTree(out, generator) {
-  const cache = await readFile(join(out, 'CMakeCache.txt'), 'utf8').catch(() => undefined);
-  const value = (name) => cache?.match(new RegExp(`^${name}:INTERNAL=(.*)$`, 'm'))?.[1];
-  if (cache && (value('CMAKE_HOME_DIRECTORY') !== root || value('CMAKE_GENERATOR') !== generator)) {
-    await rm(out, { recursive: true, force: true });
-  }
-}
-
-async function defines(sources, portable, tools) {
-  const launcher = tools.ccache ? 'ccache' : '';
-  return {
-    DROID_LLAMA_CPP: sources,
-    GGML_NATIVE: portable ? 'OFF' : 'ON',
-    CMAKE_C_COMPILER_LAUNCHER: launcher,
-    CMAKE_CXX_COMPILER_LAUNCHER: launcher,
-    LLAMA_BUILD_NUMBER: '0',
-    LLAMA_BUILD_COMMIT: process.env.DROID_LLAMA_CPP_DIR ? 'local' : (await readLock()).commit.slice(0, 9),
-  };
-}
-
-/** And nothing on it. */
-const START_OF_LINE = '\r\x1b[K';
-
-function createProgress({ fd, redraw }) {
-  let drawn = false;
-  let lastTenth = 0;
-  const clear = () => {
-    if (drawn) writeSync(fd, START_OF_LINE);
-    drawn = false;
-  };
-  return {
-    note(line) {
-      // The line may hold npm's spinner as well.
-      writeSync(fd, `${redraw ? START_OF_LINE : ''}droid-llama: ${line}\n`);
-      drawn = false;
-    },
-    step(done, total) {
-      const percent = Math.floor((done * 100) / total);
-      if (redraw) {
-        writeSync(fd, `${START_OF_LINE}droid-llama: compiling ${percent} % (${done}/${total})`);
-        drawn = true;
-      } else if (Math.floor(percent / 10) > lastTenth) {
-        lastTenth = Math.floor(percent / 10);
-        writeSync(fd, `droid-llama: compiling ${percent} %\n`);
-      }
-    },
-    end: clear,
-  };
-}
-
-/** Runs a build command; its output is shown only when it fails. */
-function runQuietly(command, args, env, progress) {
-  return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { cwd: root, env, stdio: ['ignore', 'pipe', 'pipe'] });
-    let log = '';
-    const read = (chunk) => {
-      log = (log + chunk).slice(-200_000);
-      // Ninja prints [12/209], make [ 42%].
-      const steps = [...String(chunk).matchAll(/^\[(\d+)\/(\d+)\]/gm)].at(-1);
-      const percent = [...String(chunk).matchAll(/^\[ *(\d+)%\]/gm)].at(-1);
-      if (steps) progress.step(Number(steps[1]), Number(steps[2]));
-      else if (percent) progress.step(Number(percent[1]), 100);
-    };
-    child.stdout.on('data', read);
-    child.stderr.on('data', read);
-    child.on('error', reject);
-    child.on('close', (code, signal) => {
-      if (code === 0) return resolve();
-      // From the first failure on; what was compiled before it is of no interest.
-      const failure = log.slice(Math.max(0, log.search(/^FAILED:|\berror:/m))).slice(0, 20_000);
-      reject(new Error(`the build failed (${signal ?? `exit code ${code}`}):\n${failure}`));
-    });
+    await copyFile(addon, `${target}.new`);
+    await rename(`${target}.new`, target);
+    note('built build/Release/droid-llama.node');
   });
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  build({ portable: process.argv.includes('--portable') }).catch((error) => {
+  build().catch((error) => {
     console.error(`error: ${error.message}`);
     process.exitCode = 1;
   });

@@ -1,7 +1,6 @@
-// What `npm install` runs: take a prebuilt addon where one fits, otherwise compile.
+// What `npm install` runs: take the prebuilt addon where it loads, otherwise compile.
 // `npm install --build-from-source` compiles in any case.
-import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
 import { rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join, sep } from 'node:path';
@@ -9,37 +8,38 @@ import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
-/** Instructions that a prebuilt addon may use, as ggml and as Linux call them. */
-const CPU_FLAGS = { SSE3: 'pni', SSSE3: 'ssse3', AVX: 'avx', AVX2: 'avx2', F16C: 'f16c', FMA: 'fma', BMI2: 'bmi2' };
-
-function prebuildFits() {
+/** Why the prebuilt addon is not taken, or nothing when it is. */
+function reasonToCompile() {
   const fromSource = process.env.npm_config_build_from_source;
-  if (fromSource === 'true' || fromSource === 'droid-llama') return false;
-  const resolver = createRequire(import.meta.url).resolve('node-gyp-build');
-  const script = `process.stdout.write(require(${JSON.stringify(resolver)})(${JSON.stringify(root)}).buildInfo().systemInfo)`;
-  try {
-    // In a child: an addon made for another C library or CPU must not end the install. Whatever an earlier build left
-    // in build/ may be older than the sources.
-    const systemInfo = execFileSync(process.execPath, ['-e', script], {
-      env: { ...process.env, PREBUILDS_ONLY: '1' },
-      encoding: 'utf8',
-      stdio: ['ignore', 'pipe', 'ignore'],
-      timeout: 60_000,
-    });
-    return cpuHas([...systemInfo.matchAll(/(\w+) = 1/g)].map((match) => match[1]));
-  } catch {
-    return false;
-  }
+  if (fromSource === 'true' || fromSource === 'droid-llama') return 'as it was asked for';
+  const nodeGypBuild = createRequire(import.meta.url).resolve('node-gyp-build');
+  const script = `
+    const nodeGypBuild = require(${JSON.stringify(nodeGypBuild)});
+    let file;
+    try { file = nodeGypBuild.resolve(${JSON.stringify(root)}); } catch { process.exit(3); }
+    require(file).buildInfo();`;
+  // In a child: an addon that this machine cannot run must not end the install. Whatever an earlier build left in build/
+  // may be older than the sources.
+  const { status, signal, stderr, error } = spawnSync(process.execPath, ['-e', script], {
+    env: { ...process.env, PREBUILDS_ONLY: '1' },
+    encoding: 'utf8',
+    stdio: ['ignore', 'ignore', 'pipe'],
+    timeout: 60_000,
+  });
+  if (status === 0) return undefined;
+  const target = `${process.platform}-${process.arch}`;
+  if (status === 3) return `there is no prebuilt addon for ${target}`;
+  const said = /^\w*Error: (.*)/m.exec(stderr ?? '')?.[1];
+  const why =
+    signal === 'SIGILL'
+      ? 'it has instructions that this processor does not know (SIGILL)'
+      : (said ?? error?.message ?? (signal ? `it ended with ${signal}` : `it ended with exit code ${status}`));
+  return `the prebuilt addon for ${target} does not load here: ${why}`;
 }
 
-/** Loading runs none of the vector code, so that it works says nothing about the CPU. */
-function cpuHas(features) {
-  if (process.platform !== 'linux' || process.arch !== 'x64') return true;
-  const flags = new Set(/^flags\s*:(.*)/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]?.split(' '));
-  return features.every((feature) => !(feature in CPU_FLAGS) || flags.has(CPU_FLAGS[feature]));
-}
-
-if (!prebuildFits()) {
+const reason = reasonToCompile();
+if (reason) {
+  console.error(`droid-llama: compiling, ${reason}`);
   try {
     const { build } = await import('./build.mjs');
     await build();

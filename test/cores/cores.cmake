@@ -1,7 +1,7 @@
 # The library rpc-cores: native/rpc/ with ggml, and nothing of Node. For the tests here and the fuzz targets.
 set(DROID_LLAMA_CPP "" CACHE PATH "patched llama.cpp sources")
 if (NOT EXISTS "${DROID_LLAMA_CPP}/ggml/CMakeLists.txt")
-    message(FATAL_ERROR "DROID_LLAMA_CPP is not a llama.cpp tree; run `npm run build`, which prepares one")
+    message(FATAL_ERROR "DROID_LLAMA_CPP is not a llama.cpp tree; run `npm run compile`, which prepares one")
 endif()
 get_filename_component(root "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
 

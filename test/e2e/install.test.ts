@@ -1,5 +1,5 @@
 /** Compiling the addon: what is said when it cannot be, and how little is compiled again. */
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
@@ -50,12 +50,53 @@ describe('missing tools', () => {
   ])('$name', async ({ gone, name, apt, pkg }) => {
     const env = { PATH: await pathWithout(gone) };
     const debian = await node(project, 'scripts/install.mjs', env);
-    expect(debian.stderr).toBe(`error: droid-llama has to be compiled here, but ${name}.\nInstall with:  ${apt}\n`);
+    expect(debian.stderr).toBe(
+      `droid-llama: compiling, there is no prebuilt addon for ${process.platform}-${process.arch}\n` +
+        `error: droid-llama has to be compiled here, but ${name}.\nInstall with:  ${apt}\n`,
+    );
     expect(debian.status).toBe(1);
     const termux = await node(project, 'scripts/build.mjs', { ...env, PREFIX: '/data/data/com.termux/files/usr' });
     expect(termux.stderr).toBe(`error: droid-llama has to be compiled here, but ${name}.\nInstall with:  ${pkg}\n`);
     expect(termux.status).toBe(1);
     expect(await readdir(project)).not.toContain('build');
+  });
+});
+
+describe('a prebuilt addon that does not load', () => {
+  let project: string;
+  const addon = () => join(project, 'prebuilds', `${process.platform}-${process.arch}`, 'droid-llama.node');
+  beforeAll(async () => {
+    project = await makeProject('prebuilt');
+    await mkdir(dirname(addon()), { recursive: true });
+  });
+
+  /** What the install says before it fails for want of a compiler. */
+  async function reason(env: NodeJS.ProcessEnv = {}): Promise<string | undefined> {
+    const { stderr, status } = await node(project, 'scripts/install.mjs', {
+      PATH: await pathWithout(['cmake']),
+      ...env,
+    });
+    expect(status).toBe(1);
+    expect(stderr).toContain('cmake is missing');
+    return stderr.split('\n')[0];
+  }
+
+  test('is named with what the loader says, and compiled instead', async () => {
+    await writeFile(addon(), 'no library');
+    expect(await reason()).toMatch(
+      /^droid-llama: compiling, the prebuilt addon for \S+ does not load here: .*droid-llama\.node: \S.*$/,
+    );
+  });
+
+  test.runIf(process.platform === 'linux')('that the processor cannot run ends a child, not the install', async () => {
+    const source = join(project, 'illegal.c');
+    await writeFile(source, '__attribute__((constructor)) static void die(void) { __builtin_trap(); }\n');
+    execFileSync('cc', ['-shared', '-fPIC', '-o', addon(), source]);
+    expect(await reason()).toContain('it has instructions that this processor does not know (SIGILL)');
+  });
+
+  test('is not even tried when compiling was asked for', async () => {
+    expect(await reason({ npm_config_build_from_source: 'true' })).toBe('droid-llama: compiling, as it was asked for');
   });
 });
 
