@@ -6,9 +6,12 @@ export const ERROR_CODES = {
   DROID_INVALID_ARGUMENT:
     'An option or a llama-server flag is missing, malformed, out of range or owned by this package.',
   DROID_ADDON_NOT_FOUND: 'The native addon could not be loaded; the message lists what was tried and how to get it.',
-  DROID_MODEL_NOT_FOUND: 'The model file does not exist or cannot be read.',
+  DROID_MODEL_NOT_FOUND: 'The model file does not exist or cannot be read, or the hub has none of that name.',
   DROID_MODEL_INVALID: 'The file is not a GGUF model, or it is damaged.',
   DROID_MODEL_UNSUPPORTED: 'The model has an architecture that the bundled llama.cpp does not know.',
+  DROID_DOWNLOAD_FAILED:
+    'A model could not be downloaded, or is damaged; what arrived is kept unless the message says otherwise.',
+  DROID_DISK_FULL: 'There is too little room on the disk for the model.',
   DROID_LOAD_FAILED: 'llama.cpp refused to load the model for another reason, which the message quotes.',
   DROID_OUT_OF_MEMORY: 'A device has less free memory than its share of the model needs.',
   DROID_ENDPOINT_TIMEOUT:

@@ -39,6 +39,15 @@ export { DEFAULT_CLUSTER_PORT } from './endpoint.js';
 export type { RequestBody } from './engine-request.js';
 export { DroidLlamaError, ERROR_CODES, type ErrorCode } from './errors.js';
 export type { HttpServer, HttpServerOptions } from './http/server.js';
+export type { StoredModel } from './hub/model-store.js';
+export {
+  listModels,
+  type PulledModel,
+  type PullOptions,
+  type PullProgress,
+  pullModel,
+  removeModel,
+} from './hub/pull.js';
 export { type EndpointInfo, probeEndpoint } from './probe.js';
 export { RpcServer, type RpcServerOptions, type RpcServerStats, startRpcServer } from './rpc-server.js';
 export { createToken } from './transport/token.js';

@@ -7,6 +7,7 @@ import { invalid } from '../validate.js';
 import { BenchDisplay } from './bench-progress.js';
 import { type BenchFormat, formatReport } from './bench-report.js';
 import { wrapText } from './format.js';
+import { addHubOption, HUB_ALIASES, modelFile } from './hub-model.js';
 import { report as reportError } from './report.js';
 import { warnIfInsecure } from './serve.js';
 import { Interrupted, shutdownSignal } from './shutdown.js';
@@ -17,6 +18,7 @@ import { endpoints, integer, integerOrAuto, nonEmpty, orAuto, port, shares } fro
 
 interface BenchCommandOptions {
   model?: string;
+  hfRepo?: string;
   url?: string;
   cluster?: boolean;
   clusterPort?: number;
@@ -45,6 +47,7 @@ interface BenchCommandOptions {
 export const BENCH_ALIASES: Readonly<Record<string, string>> = {
   '-ub': '--ubatch-size',
   '-ts': '--tensor-split',
+  ...HUB_ALIASES,
 };
 
 const DEFAULT_STEPS = 4;
@@ -63,6 +66,7 @@ pp512 is a prompt of 512 tokens, tg128 a generation of 128. docs/bench.md explai
 
 Examples:
   $ droid-llama bench -m model.gguf
+  $ droid-llama bench -hf Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
   $ droid-llama bench -m model.gguf --rpc 192.168.37.219:60000 --token TOKEN --tensor-split 0.5,0.5
   $ droid-llama bench -m model.gguf --rpc 10.0.0.2:50052,10.0.0.3:50052 --token TOKEN --sweep --plot sweep.svg
   $ droid-llama bench -m model.gguf --rpc 10.0.0.2:50052 --token TOKEN -ts 0.5,0.5 -ts 0,1 -ub 64,512 -o md
@@ -79,7 +83,8 @@ export function addBenchCommand(program: Command): void {
     .description('measure how fast a model runs: here, split over workers, or behind a server')
     .usage('-m <file> | --url <url> | --cluster  [options]')
     .argument('[llama-args...]', 'further flags of llama-server, after --')
-    .option('-m, --model <file>', 'the GGUF model to load', nonEmpty)
+    .option('-m, --model <file>', 'the GGUF model to load', nonEmpty);
+  addHubOption(command)
     .option('--url <url>', 'measure the llama-server or droid-llama that runs there', nonEmpty)
     .option('--cluster', 'measure the cluster that this device leads: the droid-llama up that runs here')
     .option('--cluster-port <number>', 'which cluster, where several run on this device', port)
@@ -196,12 +201,13 @@ async function measure(
     const { url, facts } = await runningCluster(options.clusterPort);
     return benchUrl(url, { ...tests, apiKey: options.apiKey || undefined, cluster: facts });
   }
+  const model = (await modelFile(options, tests.signal as AbortSignal)) as string;
   const security = options.rpc ? securityOf(command) : {};
   warnIfInsecure(options.rpc, security);
   return bench({
     ...tests,
     ...security,
-    model: options.model as string,
+    model,
     rpc: options.rpc,
     tensorSplits: options.tensorSplit,
     sweep: options.sweep === true ? DEFAULT_STEPS : options.sweep,
@@ -237,33 +243,35 @@ async function runningCluster(clusterPort: number | undefined) {
 function checkCombination(options: BenchCommandOptions, llamaArgs: readonly string[], command: Command): void {
   const [stray] = llamaArgs;
   if (stray !== undefined && !stray.startsWith('-')) invalid(`unexpected argument '${stray}'; the model goes after -m`);
+  const own = options.model !== undefined || options.hfRepo !== undefined;
   const given = [
     options.model !== undefined && '-m',
+    options.hfRepo !== undefined && '-hf',
     options.url !== undefined && '--url',
     options.cluster && '--cluster',
   ];
   const chosen = given.filter(Boolean);
-  if (chosen.length === 0) invalid('Say what to measure: -m model.gguf, --url http://…, or --cluster.');
+  if (chosen.length === 0)
+    invalid('Say what to measure: -m model.gguf, -hf owner/name:quantization, --url http://…, or --cluster.');
   if (chosen.length > 1)
     invalid(
       `${chosen.join(' and ')} are ${chosen.length === 2 ? 'both' : 'all'} given; each says what to measure, so give one.`,
     );
   const typed = (name: string) => command.getOptionValueSource(name) === 'cli';
   const flag = (name: string) => command.options.find((option) => option.attributeName() === name)?.long ?? name;
-  const useless =
-    options.model !== undefined
-      ? ['apiKey', 'clusterPort'].find(typed)
-      : (OWN_ONLY.find(typed) ?? (options.cluster ? undefined : ['clusterPort'].find(typed)));
+  const useless = own
+    ? ['apiKey', 'clusterPort'].find(typed)
+    : (OWN_ONLY.find(typed) ?? (options.cluster ? undefined : ['clusterPort'].find(typed)));
   if (useless !== undefined) {
-    const why = options.model !== undefined ? 'is of a server' : 'says how a model is loaded, so it needs -m';
+    const why = own ? 'is of a server' : 'says how a model is loaded, so it needs -m';
     invalid(`${flag(useless)} ${why}; with ${chosen[0]} it means nothing.`);
   }
-  if (options.model === undefined && llamaArgs.length > 0) invalid(`${stray} is for llama.cpp, and so needs -m.`);
-  if (options.model === undefined && options.plot !== undefined) {
+  if (!own && llamaArgs.length > 0) invalid(`${stray} is for llama.cpp, and so needs -m.`);
+  if (!own && options.plot !== undefined) {
     invalid(`--plot draws splits that are loaded here, so it needs -m; with ${chosen[0]} there is nothing to draw.`);
   }
   const split = SPLITTING.find(typed);
-  if (options.model !== undefined && !options.rpc && split !== undefined) {
+  if (own && !options.rpc && split !== undefined) {
     invalid(`${flag(split)} is about workers; name them with --rpc.`);
   }
 }

@@ -4,6 +4,7 @@ import { knownFlags, splitArgs } from './argv.js';
 import { addBenchCommand, BENCH_ALIASES } from './bench.js';
 import { addDemoCommand } from './demo.js';
 import { addDoctorCommand } from './doctor.js';
+import { addModelCommands } from './models.js';
 import { addProbeCommand } from './probe.js';
 import { addServeCommand, SERVE_ALIASES } from './serve.js';
 import { addStatusCommand } from './status.js';
@@ -26,6 +27,7 @@ export function createProgram(): Command {
   addWorkerCommand(program);
   addServeCommand(program);
   addProbeCommand(program);
+  addModelCommands(program);
   addBenchCommand(program);
   addDemoCommand(program);
   program.addHelpText(

@@ -5,6 +5,7 @@ import type { DistributedContextOptions } from '../context-options.js';
 import { isLoopbackHost, parseEndpoint } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
 import { placementTable, wrapText } from './format.js';
+import { addHubOption, HUB_ALIASES, modelFile } from './hub-model.js';
 import { LoadingBar } from './progress.js';
 import { aborted, Interrupted, shutdownSignal } from './shutdown.js';
 import { note, print, printJson, stdoutColumns, styled, warn } from './terminal.js';
@@ -24,7 +25,8 @@ import {
 } from './values.js';
 
 interface ServeOptions {
-  model: string;
+  model?: string;
+  hfRepo?: string;
   rpc?: string[];
   tensorSplit?: number[];
   head?: 'master' | 'worker';
@@ -64,6 +66,7 @@ export const SERVE_ALIASES: Readonly<Record<string, string>> = {
   '--rerank': '--reranking',
   '--log-verbose': '--verbose',
   '--usage': '--help',
+  ...HUB_ALIASES,
 };
 
 const HELP = `
@@ -72,6 +75,7 @@ what stands after -- is handed over unread.
 
 Examples:
   $ droid-llama serve -m model.gguf
+  $ droid-llama serve -hf Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
   $ droid-llama serve -m model.gguf --rpc 192.168.37.219:60000 --token AbCdEfGhIjKlMnOpQrStUv -c 1024
   $ droid-llama serve -m model.gguf --rpc 10.0.0.2:50052,10.0.0.3:50052 --insecure --tensor-split 0.4,0.3,0.3
   $ droid-llama serve -m model.gguf --host 0.0.0.0 --api-key secret
@@ -91,10 +95,11 @@ export function addServeCommand(program: Command): void {
   const command = program.command('serve');
   command
     .description('load a model over this device and its workers, and serve it over HTTP')
-    .usage('-m <file> [options] [any flag of llama-server]')
+    .usage("-m <file>|-hf <name> [options] [llama-server's flags]")
     // main hands over what argv.ts took out as llama-server's, after a `--`.
     .argument('[llama-args...]')
-    .requiredOption('-m, --model <file>', 'the GGUF model', nonEmpty)
+    .option('-m, --model <file>', 'the GGUF model', nonEmpty);
+  addHubOption(command)
     .option('--rpc <endpoints>', 'workers, as host:port,host:port', endpoints)
     .addOption(tokenOption('the token the workers were started with'))
     .addOption(insecureOption('speak with the workers without encryption'))
@@ -150,7 +155,14 @@ async function runServe(llamaArgs: string[], options: ServeOptions, command: Com
   const security = securityOf(command);
   warnIfInsecure(options.rpc, security);
   try {
-    await serve({ ...contextOptions(options, llamaArgs), ...security }, options, stop);
+    const model = await modelFile(options, stop);
+    if (model === undefined) {
+      throw new DroidLlamaError(
+        'DROID_INVALID_ARGUMENT',
+        'Say which model: -m model.gguf, or -hf owner/name:quantization.',
+      );
+    }
+    await serve({ ...contextOptions(options, llamaArgs), model, ...security }, options, stop);
   } catch (error) {
     // Ending a server by a signal is how it is meant to end, also while it loads.
     if (!(error instanceof Interrupted)) throw error;
@@ -229,9 +241,8 @@ function announceLoss({ code, message }: DroidLlamaError, endpoint: string, json
   note('requests fail now, and /health answers 503; start this command again once the worker is back');
 }
 
-function contextOptions(options: ServeOptions, llamaArgs: readonly string[]): DistributedContextOptions {
+function contextOptions(options: ServeOptions, llamaArgs: readonly string[]): Omit<DistributedContextOptions, 'model'> {
   return {
-    model: options.model,
     rpc: options.rpc,
     tensorSplit: options.tensorSplit,
     head: options.head,

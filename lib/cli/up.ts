@@ -7,6 +7,7 @@ import { DEFAULT_CLUSTER_PORT } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
 import type { HttpServer } from '../http/server.js';
 import { wrapText } from './format.js';
+import { addHubOption, HUB_ALIASES, modelFile } from './hub-model.js';
 import { Interrupted, shutdownSignal } from './shutdown.js';
 import { hasStoredToken, storedDeviceId, storedToken, storeToken } from './state.js';
 import { serveStatus } from './status-socket.js';
@@ -18,6 +19,7 @@ import { byteSize, defaultCacheDir, integer, integerOrAuto, list, nonEmpty, orAu
 export interface UpOptions {
   token?: string;
   model?: string;
+  hfRepo?: string;
   name?: string;
   role?: 'master' | 'worker';
   peer?: string[];
@@ -48,6 +50,7 @@ export interface UpOptions {
 export const UP_ALIASES: Readonly<Record<string, string>> = {
   '-ub': '--ubatch-size',
   '-np': '--parallel',
+  ...HUB_ALIASES,
 };
 
 const HELP = `
@@ -59,6 +62,7 @@ ${TOKEN_HELP}
 
 Examples:
   $ droid-llama up -m model.gguf                       the first phone; prints the token
+  $ droid-llama up -hf Qwen/Qwen2.5-0.5B-Instruct-GGUF the same with a model that is downloaded
   $ droid-llama up --token TOKEN                       every other one
   $ droid-llama up --token TOKEN --peer 10.0.0.7:60000 when the devices are not in one network
   $ droid-llama status                                 on any of them, in another terminal
@@ -73,7 +77,8 @@ export function addUpCommand(program: Command): void {
     .description('join the devices that have the same token, and run one model on all of them')
     .argument('[llama-args...]', 'further flags of llama-server, after --')
     .addOption(tokenOption('join token of the cluster (default: that of last time, or a new one)'))
-    .option('-m, --model <file>', 'GGUF model; a device that has one can become the master', nonEmpty)
+    .option('-m, --model <file>', 'GGUF model; a device that has one can become the master', nonEmpty);
+  addHubOption(command)
     .option('--name <name>', "what to call this device (default: the host's name)", nonEmpty)
     .addOption(command.createOption('--role <role>', 'what this device is to be').choices(['master', 'worker']))
     .option('--peer <endpoints>', `devices to try first, as host or host:port, comma-separated`, peers)
@@ -137,8 +142,10 @@ async function up(llamaArgs: readonly string[], options: UpOptions, stop: AbortS
   delete process.env[TOKEN_VARIABLE];
   const token = given ?? storedToken();
   // Known before minutes of loading, and before anybody relies on this device.
-  if (options.model !== undefined && options.port !== 0) await checkPort(options.host, options.port);
-  const cluster = await Cluster.join({ ...(await clusterOptions(options, llamaArgs)), token, signal: stop });
+  if ((options.model ?? options.hfRepo) !== undefined && options.port !== 0)
+    await checkPort(options.host, options.port);
+  const model = await modelFile(options, stop);
+  const cluster = await Cluster.join({ ...(await clusterOptions(options, llamaArgs)), model, token, signal: stop });
   try {
     if (given !== undefined) {
       // A mistyped one must not take the place of one that works.
@@ -166,10 +173,9 @@ async function up(llamaArgs: readonly string[], options: UpOptions, stop: AbortS
 async function clusterOptions(
   options: UpOptions,
   llamaArgs: readonly string[],
-): Promise<Omit<ClusterOptions, 'token' | 'signal'>> {
+): Promise<Omit<ClusterOptions, 'model' | 'token' | 'signal'>> {
   const cacheDir = options.cache === false ? undefined : options.cache === true ? defaultCacheDir() : options.cache;
   return {
-    model: options.model,
     name: options.name ?? (await deviceName()),
     id: storedDeviceId(options.clusterPort),
     role: options.role,

@@ -11,7 +11,7 @@ import { Cli, freePort, runCli, startWorkerCli } from '../support/cli.js';
 import { projectRoot, tinyModel } from '../support/paths.js';
 
 describe('droid-llama', () => {
-  it.each(['--help', 'worker --help', 'serve --help', 'probe --help', 'demo --help'])(
+  it.each(['--help', 'worker --help', 'serve --help', 'probe --help', 'demo --help', 'pull --help', 'models --help'])(
     '%s shows examples',
     async (line) => {
       const { status, stdout, stderr } = await runCli(...line.split(' '));
@@ -32,7 +32,7 @@ describe('droid-llama', () => {
     [['worker', '--frobnicate'], "unknown option '--frobnicate'", 'droid-llama worker --help'],
     [['worker', '--port', '70000'], 'It must be an integer from 0 to 65535', 'droid-llama worker --help'],
     [['probe', '127.0.0.1'], 'the port is missing', 'droid-llama probe --help'],
-    [['serve'], "required option '-m, --model <file>' not specified", 'droid-llama serve --help'],
+    [['serve'], 'Say which model: -m model.gguf, or -hf', 'droid-llama serve --help'],
     [['serve', 'model.gguf'], 'the model goes after -m', 'droid-llama serve --help'],
     [
       ['serve', '-m', tinyModel, '--port', '0', '--frobnicate'],

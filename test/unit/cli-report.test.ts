@@ -60,7 +60,7 @@ describe('report', () => {
 describe('command line', () => {
   it.each([
     [['nonsense'], /unknown command 'nonsense'/],
-    [['serve'], /'-m, --model <file>' not specified/],
+    [['serve'], /Say which model: -m model.gguf, or -hf/],
     [['serve', '-m', 'a', 'b'], /unexpected argument 'b'/],
     [['serve', '-m', 'a', '--head', 'phone'], /Allowed choices are master, worker/],
     [['worker', '--port', '65536'], /integer from 0 to 65535/],
@@ -89,7 +89,7 @@ describe('command line', () => {
     expect(stderr).toMatch(/^Usage: droid-llama/);
   });
 
-  it.each(['worker', 'serve', 'probe', 'demo'])('has examples in the help of %s', async (command) => {
+  it.each(['worker', 'serve', 'probe', 'demo', 'pull', 'models'])('has examples in the help of %s', async (command) => {
     expect(await run(command, '--help')).toBe(0);
     expect(stdout).toMatch(new RegExp(`Examples:\\n.*droid-llama ${command}`));
   });

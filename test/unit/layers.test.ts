@@ -15,7 +15,7 @@ const layers = [
   ['cluster/master/leadership.ts', 'cluster/stages.ts'],
   ['cluster/'],
   ['context.ts'],
-  ['http/', 'requests.ts', 'rpc-server.ts', 'engine-request.ts', 'context-options.ts', 'start-engine.ts'],
+  ['http/', 'hub/', 'requests.ts', 'rpc-server.ts', 'engine-request.ts', 'context-options.ts', 'start-engine.ts'],
   ['placement.ts', 'probe.ts', 'rpc-peer.ts', 'rpc-stream.ts', 'security.ts', 'sse.ts', 'transport/', 'worker-link.ts'],
   ['addon.ts', 'connect-errors.ts', 'cpu.ts', 'endpoint.ts', 'validate.ts'],
   ['errors.ts', 'serial-iterator.ts', 'statistics.ts', 'types.ts', 'user-dirs.ts', 'version.ts'],

@@ -1,0 +1,307 @@
+/** Models of the hub: which files a name means, how they come here, and what is said when they do not. */
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { download } from '../../lib/hub/download.js';
+import { listModels, type PullOptions, type PullProgress, pullModel, removeModel } from '../../lib/hub/pull.js';
+import { parseReference } from '../../lib/hub/reference.js';
+import { chooseVariant, variantsOf } from '../../lib/hub/variants.js';
+import { FakeHub } from '../support/hub.js';
+
+const bytes = (length: number, seed = 1) => Buffer.from(Array.from({ length }, (_, i) => (i * 31 + seed) % 251));
+const files = (...paths: string[]) => paths.map((path, i) => ({ path, size: 100 + i, sha256: null }));
+
+describe('a reference', () => {
+  it.each([
+    ['Qwen/Qwen2.5-0.5B-Instruct-GGUF', { repo: 'Qwen/Qwen2.5-0.5B-Instruct-GGUF', variant: undefined }],
+    ['a/b:Q4_K_M', { repo: 'a/b', variant: 'Q4_K_M' }],
+    ['https://huggingface.co/a/b', { repo: 'a/b', variant: undefined }],
+    ['hf://a/b:q8_0', { repo: 'a/b', variant: 'q8_0' }],
+  ])('%s names a repository', (text, expected) => {
+    expect(parseReference(text)).toEqual(expected);
+  });
+
+  it.each(['', 'a', 'a/b/c', '../b', 'a/..', 'a/b:', 'a/b:../c', 'a b/c', '/a/b', 'a/b\0', 'https://evil.example/a/b'])(
+    '%j names none',
+    (text) => {
+      expect(() => parseReference(text)).toThrow(expect.objectContaining({ code: 'DROID_INVALID_ARGUMENT' }));
+    },
+  );
+});
+
+describe('the variants of a repository', () => {
+  it('are told apart by the quantization in the names of the files', () => {
+    const found = variantsOf(
+      files(
+        'm-q4_k_m.gguf',
+        'm-Q8_0.gguf',
+        'm.BF16.gguf',
+        'm-UD-IQ1_S.gguf',
+        'plain.gguf',
+        'mmproj-F16.gguf',
+        'README.md',
+      ),
+    );
+    expect(found.map(({ name }) => name).sort()).toEqual(['BF16', 'Q4_K_M', 'Q8_0', 'UD-IQ1_S', 'plain']);
+  });
+
+  it('are whole: a split model has all of its files, in order', () => {
+    const found = variantsOf(
+      files('Q8/m-Q8_0-00002-of-00002.gguf', 'Q8/m-Q8_0-00001-of-00002.gguf', 'm-Q2_K-00001-of-00003.gguf'),
+    );
+    expect(found).toHaveLength(1);
+    expect(found[0]).toMatchObject({ name: 'Q8_0', bytes: 201 });
+    expect(found[0]?.files.map(({ path }) => path)).toEqual([
+      'Q8/m-Q8_0-00001-of-00002.gguf',
+      'Q8/m-Q8_0-00002-of-00002.gguf',
+    ]);
+  });
+
+  it('are chosen by name, else as llama.cpp does', () => {
+    const found = variantsOf(files('m-Q2_K.gguf', 'm-Q4_K_M.gguf', 'm-Q8_0.gguf'));
+    expect(chooseVariant(found, 'q8_0')?.name).toBe('Q8_0');
+    expect(chooseVariant(found, undefined)?.name).toBe('Q4_K_M');
+    expect(chooseVariant(found.slice(0, 1), undefined)?.name).toBe('Q2_K');
+    expect(chooseVariant(found, 'Q5_0')).toBeUndefined();
+    expect(chooseVariant([], undefined)).toBeUndefined();
+  });
+});
+
+describe('pulling', () => {
+  let hub: FakeHub;
+  let directory: string;
+  const data = bytes(40_000);
+
+  beforeEach(async () => {
+    hub = await FakeHub.start();
+    directory = await mkdtemp(join(tmpdir(), 'droid-hub-'));
+    hub.repos.set('owner/tiny-GGUF', [
+      { path: 'README.md', data: Buffer.from('hello') },
+      { path: 'tiny-q4_k_m.gguf', data },
+      { path: 'tiny-q8_0.gguf', data: bytes(60_000, 2) },
+    ]);
+  });
+  afterEach(async () => {
+    await hub.close();
+    await rm(directory, { recursive: true, force: true });
+  });
+
+  const pull = (reference: string, options: PullOptions = {}) =>
+    pullModel(reference, { hubUrl: hub.url, directory, ...options });
+  const rejection = (promise: Promise<unknown>) =>
+    promise.then(
+      () => {
+        throw new Error('it resolved');
+      },
+      (error: Error & { code?: string }) => error,
+    );
+
+  it('puts the file in its place and says how far it is', async () => {
+    const progress: PullProgress[] = [];
+    const pulled = await pull('owner/tiny-GGUF', { onProgress: (p) => progress.push(p) });
+    expect(pulled).toEqual({
+      reference: 'owner/tiny-GGUF:Q4_K_M',
+      path: join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf'),
+      bytes: data.length,
+    });
+    expect((await readFile(pulled.path)).equals(data)).toBe(true);
+    expect(progress.at(-1)).toEqual({ file: 'tiny-q4_k_m.gguf', bytes: data.length, total: data.length });
+    expect(progress.map((p) => p.bytes)).toEqual(progress.map((p) => p.bytes).sort((a, b) => a - b));
+    expect(await readdir(dirname(pulled.path))).toEqual(['tiny-q4_k_m.gguf']);
+  });
+
+  it('downloads nothing the second time, and needs no hub then', async () => {
+    await pull('owner/tiny-GGUF:Q8_0');
+    hub.requests.length = 0;
+    await pull('owner/tiny-GGUF:q8_0');
+    expect(hub.downloads).toEqual([]);
+    await hub.close();
+    const warnings: string[] = [];
+    const offline = await pull('owner/tiny-GGUF:Q8_0', { onWarning: (text) => warnings.push(text) });
+    expect((await stat(offline.path)).size).toBe(60_000);
+    expect(warnings).toEqual([expect.stringMatching(/cannot be reached.*; using what was downloaded before$/)]);
+    expect((await rejection(pull('owner/tiny-GGUF:Q4_K_M'))).code).toBe('DROID_DOWNLOAD_FAILED');
+    hub = await FakeHub.start();
+  });
+
+  it('goes on where a connection was cut', async () => {
+    hub.cuts.push(15_000, 5000);
+    const warnings: string[] = [];
+    const pulled = await pull('owner/tiny-GGUF', { onWarning: (text) => warnings.push(text) });
+    expect((await readFile(pulled.path)).equals(data)).toBe(true);
+    expect(hub.downloads.map(({ range }) => range)).toEqual([undefined, 'bytes=15000-39999', 'bytes=20000-39999']);
+    expect(warnings).toHaveLength(2);
+  });
+
+  it('goes on where it was aborted, also in another process', async () => {
+    const abort = new AbortController();
+    hub.beforePiece = (sent) => {
+      if (sent >= 20_000) abort.abort(new Error('enough'));
+      return new Promise((resolve) => setTimeout(resolve, 20));
+    };
+    expect((await rejection(pull('owner/tiny-GGUF', { signal: abort.signal }))).message).toBe('enough');
+    const part = join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf.part');
+    const there = (await stat(part)).size;
+    expect(there).toBeGreaterThan(0);
+    expect(await listModels({ directory })).toEqual([]);
+    expect(await readdir(dirname(part))).toEqual(['tiny-q4_k_m.gguf.part']);
+    hub.requests.length = 0;
+    hub.beforePiece = () => {};
+    const progress: number[] = [];
+    const pulled = await pull('owner/tiny-GGUF', { onProgress: (p) => progress.push(p.bytes) });
+    expect(hub.downloads.map(({ range }) => range)).toEqual([`bytes=${there}-39999`]);
+    expect(progress[0]).toBe(there);
+    expect((await readFile(pulled.path)).equals(data)).toBe(true);
+  });
+
+  it('keeps nothing whose hash is wrong', async () => {
+    hub.repos.set('owner/bad', [{ path: 'bad.gguf', data, sha256: 'a'.repeat(64) }]);
+    const error = await rejection(pull('owner/bad'));
+    expect(error.code).toBe('DROID_DOWNLOAD_FAILED');
+    expect(error.message).toContain(`the hub says ${'a'.repeat(64)}`);
+    expect(await readdir(join(directory, 'owner/bad'))).toEqual([]);
+  });
+
+  it('starts over when what is there cannot be the beginning', async () => {
+    const part = join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf.part');
+    await mkdir(dirname(part), { recursive: true });
+    await writeFile(part, Buffer.alloc(50_000));
+    expect((await readFile((await pull('owner/tiny-GGUF')).path)).equals(data)).toBe(true);
+  });
+
+  it('pulls all files of a split model, and loads it by the first', async () => {
+    hub.repos.set('owner/split', [
+      { path: 'big-Q8_0-00001-of-00002.gguf', data: bytes(3000) },
+      { path: 'big-Q8_0-00002-of-00002.gguf', data: bytes(2000, 5) },
+    ]);
+    const progress: number[] = [];
+    const pulled = await pull('owner/split', { onProgress: (p) => progress.push(p.bytes) });
+    expect(pulled).toMatchObject({ bytes: 5000, reference: 'owner/split:Q8_0' });
+    expect(pulled.path).toMatch(/-00001-of-00002\.gguf$/);
+    expect(progress.at(-1)).toBe(5000);
+    expect(await readdir(dirname(pulled.path))).toHaveLength(2);
+  });
+
+  it('shows its token to a gated repository, and says what is missing without one', async () => {
+    hub.gated.set('owner/tiny-GGUF', 'hf_secret');
+    const error = await rejection(pull('owner/tiny-GGUF'));
+    expect(error).toMatchObject({
+      code: 'DROID_MODEL_NOT_FOUND',
+      message: expect.stringContaining('needs a token (HF_TOKEN)'),
+    });
+    await pull('owner/tiny-GGUF', { hubToken: 'hf_secret' });
+    expect(hub.downloads.at(-1)?.authorization).toBe('Bearer hf_secret');
+    const refused = await rejection(pull('owner/tiny-GGUF:Q8_0', { hubToken: 'hf_other' }));
+    expect(refused.message).toContain('the token does not open it');
+    expect(refused.message).not.toContain('hf_other');
+  });
+
+  it('lists what there is instead of a name that is not there', async () => {
+    expect((await rejection(pull('owner/tiny-GGUF:Q9_X'))).message).toBe(
+      'owner/tiny-GGUF has no Q9_X. It has Q4_K_M (1 MB), Q8_0 (1 MB).',
+    );
+    expect((await rejection(pull('other/tiny-GGUF'))).message).toMatch(/does not exist.*There are: owner\/tiny-GGUF$/);
+    hub.repos.set('owner/none', [{ path: 'README.md', data }]);
+    expect((await rejection(pull('owner/none'))).message).toContain('holds no GGUF model');
+  });
+
+  it('does not start what the disk has no room for', async () => {
+    hub.repos.set('owner/huge', [{ path: 'huge.gguf', data, size: 2 ** 52 }]);
+    const error = await rejection(pull('owner/huge'));
+    expect(error).toMatchObject({
+      code: 'DROID_DISK_FULL',
+      message: expect.stringMatching(/needs \d+ MB more, and \d+ MB are free/),
+    });
+    expect(hub.downloads).toEqual([]);
+  });
+
+  it('believes no path and no server that it should not', async () => {
+    hub.repos.set('owner/evil', [
+      { path: '../../evil.gguf', data },
+      { path: '/etc/evil.gguf', data },
+      { path: 'a/../../evil-Q8_0.gguf', data },
+      { path: 'bell\u0007.gguf', data },
+    ]);
+    expect((await rejection(pull('owner/evil'))).message).toContain('holds no GGUF model');
+    hub.failures.push(500);
+    expect(await rejection(pull('owner/tiny-GGUF'))).toMatchObject({
+      code: 'DROID_DOWNLOAD_FAILED',
+      message: expect.stringContaining('answered 500'),
+    });
+  });
+
+  it('gives up when no byte comes over several tries, or a server cannot resume', async () => {
+    const file = { path: 'tiny-q4_k_m.gguf', size: data.length, sha256: null };
+    const options = { access: { url: hub.url }, repo: 'owner/tiny-GGUF', file, target: join(directory, 'x.gguf') };
+    hub.cuts.push(0, 0, 0, 0);
+    const error = await rejection(download({ ...options, onProgress: () => {}, retryDelaysMs: [1, 1] }));
+    expect(error.code).toBe('DROID_DOWNLOAD_FAILED');
+    expect(hub.downloads).toHaveLength(3);
+    hub.cuts.splice(0, 4, 1000);
+    hub.ignoresRanges = true;
+    const stuck = await rejection(download({ ...options, onProgress: () => {}, retryDelaysMs: [1, 1] }));
+    expect(stuck.message).toContain('cannot resume');
+  });
+
+  it('takes a connection that falls silent for a broken one', async () => {
+    const file = { path: 'tiny-q4_k_m.gguf', size: data.length, sha256: null };
+    const target = join(directory, 'x.gguf');
+    let silent = true;
+    hub.beforePiece = (sent) => (silent && sent >= 20_000 ? new Promise(() => {}) : undefined);
+    const why: string[] = [];
+    await download({
+      access: { url: hub.url },
+      repo: 'owner/tiny-GGUF',
+      file,
+      target,
+      onProgress: () => {},
+      onRetry: (text) => {
+        silent = false;
+        why.push(text);
+      },
+      retryDelaysMs: [1],
+      stallMs: 200,
+    });
+    expect(why).toEqual(['nothing came for 0.2 s']);
+    expect((await readFile(target)).equals(data)).toBe(true);
+  });
+
+  it('lets one process at a time write a file', async () => {
+    const target = join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf');
+    await mkdir(dirname(target), { recursive: true });
+    await writeFile(`${target}.lock`, String(process.ppid));
+    expect((await rejection(pull('owner/tiny-GGUF'))).message).toContain(`Process ${process.ppid} is downloading`);
+    await writeFile(`${target}.lock`, String(2 ** 30)); // of a process that is gone
+    expect((await pull('owner/tiny-GGUF')).path).toBe(target);
+  });
+
+  it('lists and removes what was pulled', async () => {
+    await pull('owner/tiny-GGUF:Q4_K_M');
+    await pull('owner/tiny-GGUF:Q8_0');
+    const models = await listModels({ directory });
+    expect(models.map(({ reference, bytes: size }) => [reference, size])).toEqual([
+      ['owner/tiny-GGUF:Q4_K_M', 40_000],
+      ['owner/tiny-GGUF:Q8_0', 60_000],
+    ]);
+    expect(await removeModel('owner/tiny-GGUF:q8_0', { directory })).toBe(60_000);
+    expect(await rejection(removeModel('owner/tiny-GGUF:Q8_0', { directory }))).toMatchObject({
+      code: 'DROID_MODEL_NOT_FOUND',
+      message: expect.stringContaining('there are owner/tiny-GGUF:Q4_K_M'),
+    });
+    expect(await removeModel('owner/tiny-GGUF', { directory })).toBe(40_000);
+    expect(await readdir(directory)).toEqual([]);
+    expect(await listModels({ directory: join(directory, 'never') })).toEqual([]);
+  });
+
+  it.each([
+    [{ hubUrl: 'ftp://x' }, 'hubUrl'],
+    [{ directory: '' }, 'directory'],
+    [{ tokens: 'x' }, 'tokens'],
+  ])('refuses %j', async (options, named) => {
+    expect(await rejection(pullModel('a/b', options as PullOptions))).toMatchObject({
+      code: 'DROID_INVALID_ARGUMENT',
+      message: expect.stringContaining(named),
+    });
+  });
+});
