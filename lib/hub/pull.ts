@@ -56,6 +56,15 @@ export async function pullModel(reference: string, options: PullOptions = {}): P
   const { access, models } = checkOptions(options);
   const wanted = parseReference(reference);
   access.signal?.throwIfAborted();
+  return onDisk(models, access.signal, () => pull(wanted, options, access, models));
+}
+
+async function pull(
+  wanted: ModelReference,
+  options: PullOptions,
+  access: HubAccess,
+  models: string,
+): Promise<PulledModel> {
   const variant = await findVariant(wanted, access, models, options.onWarning);
   const total = variant.bytes;
   const directory = repoDir(models, wanted.repo);
@@ -81,8 +90,9 @@ export async function pullModel(reference: string, options: PullOptions = {}): P
 }
 
 /** The models that were pulled. */
-export function listModels(options: Pick<PullOptions, 'directory'> = {}): Promise<StoredModel[]> {
-  return listStored(checkOptions(options).models);
+export async function listModels(options: Pick<PullOptions, 'directory'> = {}): Promise<StoredModel[]> {
+  const { models } = checkOptions(options);
+  return onDisk(models, undefined, () => listStored(models));
 }
 
 /**
@@ -91,7 +101,8 @@ export function listModels(options: Pick<PullOptions, 'directory'> = {}): Promis
  */
 export async function removeModel(reference: string, options: Pick<PullOptions, 'directory'> = {}): Promise<number> {
   const { models } = checkOptions(options);
-  const bytes = await removeStored(models, parseReference(reference));
+  const wanted = parseReference(reference);
+  const bytes = await onDisk(models, undefined, () => removeStored(models, wanted));
   if (bytes > 0) return bytes;
   const stored = (await listStored(models)).map((model) => model.reference);
   const there = stored.length > 0 ? `there are ${stored.join(', ')}` : 'there are no models';
@@ -176,6 +187,22 @@ async function freeBytes(directory: string): Promise<number | undefined> {
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || path === dirname(path)) return undefined;
     }
+  }
+}
+
+/** Gives what the file system refuses a code. */
+async function onDisk<T>(models: string, signal: AbortSignal | undefined, act: () => Promise<T>): Promise<T> {
+  try {
+    return await act();
+  } catch (error) {
+    signal?.throwIfAborted();
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (error instanceof DroidLlamaError || !(error instanceof Error) || !code) throw error;
+    throw new DroidLlamaError(
+      code === 'ENOSPC' || code === 'EDQUOT' ? 'DROID_DISK_FULL' : 'DROID_DOWNLOAD_FAILED',
+      `Models are kept in ${models}, which does not work: ${message}. XDG_CACHE_HOME names another place.`,
+      { cause: error },
+    );
   }
 }
 

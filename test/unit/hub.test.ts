@@ -3,6 +3,8 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { DownloadBar } from '../../lib/cli/hub-model.js';
+import type { Output } from '../../lib/cli/terminal.js';
 import { download } from '../../lib/hub/download.js';
 import { listModels, type PullOptions, type PullProgress, pullModel, removeModel } from '../../lib/hub/pull.js';
 import { parseReference } from '../../lib/hub/reference.js';
@@ -276,6 +278,14 @@ describe('pulling', () => {
     expect((await pull('owner/tiny-GGUF')).path).toBe(target);
   });
 
+  it('says where models are kept when that place does not work', async () => {
+    await writeFile(join(directory, 'owner'), 'no directory');
+    expect(await rejection(pull('owner/tiny-GGUF'))).toMatchObject({
+      code: 'DROID_DOWNLOAD_FAILED',
+      message: expect.stringMatching(/^Models are kept in .*, which does not work: ENOTDIR/),
+    });
+  });
+
   it('lists and removes what was pulled', async () => {
     await pull('owner/tiny-GGUF:Q4_K_M');
     await pull('owner/tiny-GGUF:Q8_0');
@@ -303,5 +313,43 @@ describe('pulling', () => {
       code: 'DROID_INVALID_ARGUMENT',
       message: expect.stringContaining(named),
     });
+  });
+});
+
+describe('the bar of a download', () => {
+  const MB = 1_000_000;
+  /** What is written for these bytes, a second apart each. */
+  function draw(stream: Partial<Output>, ...bytes: number[]): string {
+    const written: string[] = [];
+    let now = 0;
+    const bar = new DownloadBar({ write: (text: string) => written.push(text) > 0, ...stream } as Output, () => now);
+    for (const done of bytes) {
+      bar.update({ file: 'm.gguf', bytes: done, total: 500 * MB });
+      now += 1000;
+    }
+    bar.clear();
+    return written.join('');
+  }
+
+  it('says how much is there, how fast it comes and how long it takes', () => {
+    const lines = draw({ isTTY: true, columns: 80 }, 0, 10 * MB, 20 * MB).split('\r\x1b[2K');
+    expect(lines).toEqual([
+      '',
+      '[--------------------] 0% 0 kB of 500 MB',
+      '[--------------------] 2% 10 MB of 500 MB, 10 MB/s, 0:49 left',
+      '[#-------------------] 4% 20 MB of 500 MB, 10 MB/s, 0:48 left',
+      '',
+    ]);
+  });
+
+  it('fits a phone, and says when nothing comes', () => {
+    const lines = draw({ isTTY: true, columns: 30 }, 0, 10 * MB, ...Array(8).fill(20 * MB)).split('\r\x1b[2K');
+    expect(lines.filter((line) => line.length > 29)).toEqual([]);
+    expect(draw({ isTTY: true, columns: 80 }, 0, ...Array(8).fill(20 * MB))).toContain('20 MB of 500 MB, waiting');
+  });
+
+  it('is lines where there is no terminal, and nothing when all is there', () => {
+    expect(draw({}, 0, 40 * MB, 60 * MB, 200 * MB)).toBe('downloading: 10% of 500 MB\ndownloading: 40% of 500 MB\n');
+    expect(draw({}, 500 * MB)).toBe('');
   });
 });
