@@ -1,6 +1,6 @@
 /** What a repository of the hub holds, asked of the hub. Nothing that it answers is trusted. */
 import { HubApiError, listFiles, listModels } from '@huggingface/hub';
-import { connectFault } from '../connect-errors.js';
+import { errorParts } from '../connect-errors.js';
 import { DroidLlamaError } from '../errors.js';
 import { formatReference, type ModelReference } from './reference.js';
 import type { ModelFile } from './variants.js';
@@ -69,12 +69,14 @@ export async function explain(error: unknown, reference: ModelReference, access:
   const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error;
   if (!(cause instanceof Error))
     return new DroidLlamaError('DROID_DOWNLOAD_FAILED', `${what}: ${printable(String(cause))}`);
-  const { syscall } = cause as NodeJS.ErrnoException;
-  const connecting = cause instanceof AggregateError || syscall === 'connect' || syscall === 'getaddrinfo';
-  const why = connecting ? connectFault(cause).why : printable(cause.message);
-  return new DroidLlamaError('DROID_DOWNLOAD_FAILED', `${what}: ${access.url} cannot be reached: ${why}`, {
-    cause: error,
-  });
+  const codes = errorParts(cause).map(({ code, message }) => code ?? printable(message));
+  return new DroidLlamaError(
+    'DROID_DOWNLOAD_FAILED',
+    `${what}: ${access.url} cannot be reached (${codes.join(', ')}). Is this device online?`,
+    {
+      cause: error,
+    },
+  );
 }
 
 /** Names that look like the one that is not there, as the end of a message. */
