@@ -69,14 +69,12 @@ export async function explain(error: unknown, reference: ModelReference, access:
   const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error;
   if (!(cause instanceof Error))
     return new DroidLlamaError('DROID_DOWNLOAD_FAILED', `${what}: ${printable(String(cause))}`);
-  const codes = errorParts(cause).map(({ code, message }) => code ?? printable(message));
-  return new DroidLlamaError(
-    'DROID_DOWNLOAD_FAILED',
-    `${what}: ${access.url} cannot be reached (${codes.join(', ')}). Is this device online?`,
-    {
-      cause: error,
-    },
-  );
+  const codes = errorParts(cause).flatMap(({ code }) => code ?? []);
+  const why =
+    codes.length > 0
+      ? `${access.url} cannot be reached (${codes.join(', ')}). Is this device online?`
+      : `the download ended: ${printable(cause.message)}`;
+  return new DroidLlamaError('DROID_DOWNLOAD_FAILED', `${what}: ${why}`, { cause: error });
 }
 
 /** Names that look like the one that is not there, as the end of a message. */
