@@ -1,7 +1,12 @@
 #include "llama_log.h"
 
-#include <cstdio>
+#include <poll.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "llama.h"
@@ -17,6 +22,7 @@ LogLevel sink_level = LogLevel::none;
 
 thread_local std::vector<std::string> * error_lines = nullptr;
 constexpr size_t max_error_lines = 8;
+constexpr int reader_patience_ms = 2000;
 
 LogLevel level_of(ggml_log_level level) {
     switch (level) {
@@ -24,6 +30,26 @@ LogLevel level_of(ggml_log_level level) {
         case GGML_LOG_LEVEL_WARN: return LogLevel::warn;
         case GGML_LOG_LEVEL_INFO: return LogLevel::info;
         default: return LogLevel::debug;
+    }
+}
+
+// To stderr, which Node makes non-blocking where it is a pipe: a reader that is slow for a moment must not lose lines,
+// and one that has stopped reading must not hold up the engine. sink_mutex is held.
+void print(const char * text) {
+    static bool nobody_reads = false;
+    size_t left = std::strlen(text);
+    while (left > 0) {
+        const ssize_t n = write(STDERR_FILENO, text, left);
+        if (n > 0) {
+            nobody_reads = false;
+            text += n;
+            left -= static_cast<size_t>(n);
+            continue;
+        }
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK) || nobody_reads) return;
+        pollfd writable = {STDERR_FILENO, POLLOUT, 0};
+        nobody_reads = poll(&writable, 1, reader_patience_ms) == 0;
     }
 }
 
@@ -39,9 +65,7 @@ void sink(ggml_log_level level, const char * text, void *) {
     }
     std::lock_guard<std::mutex> lock(sink_mutex);
     // A continuation has no level of its own; it belongs to a line that passed or not with debug's.
-    if (level_of(level) <= sink_level) {
-        std::fputs(text, stderr);
-    }
+    if (level_of(level) <= sink_level) print(text);
 }
 
 }  // namespace

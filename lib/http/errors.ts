@@ -1,7 +1,7 @@
 import type { IncomingMessage } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyError, FastifyReply } from 'fastify';
-import { DroidLlamaError, isWorkerCode } from '../errors.js';
+import { DroidLlamaError, isWorkerCode, splitCode } from '../errors.js';
 
 export const JSON_CONTENT_TYPE = 'application/json; charset=utf-8';
 export const SERVER_NAME = 'droid-llama';
@@ -48,7 +48,9 @@ const RETRY_AFTER_SECONDS = 5;
 export function messageOf(error: unknown): string {
   const message = error instanceof Error ? error.message : String(error);
   // As the engine writes it (see splitCode), for a member that asked for another: it gets its code back from the text.
-  if (isNotReady(error)) return `${message} (${error.code})`;
+  const code = error instanceof DroidLlamaError ? error.code : undefined;
+  const told = code === 'DROID_NOT_READY' || (code !== undefined && isWorkerCode(code));
+  if (told && splitCode(message).code === undefined) return `${message} (${code})`;
   return message === '' ? 'Unknown error' : message;
 }
 

@@ -507,18 +507,24 @@ describe('a stream that fails', () => {
   });
 
   it.each([
-    [new DroidLlamaError('DROID_REQUEST_FAILED', 'm', { status: 501 }), 501, 'not_supported_error'],
-    [new DroidLlamaError('DROID_INVALID_ARGUMENT', 'm'), 400, 'invalid_request_error'],
-    [new DroidLlamaError('DROID_CLOSED', 'm'), 503, 'unavailable_error'],
-    [new DroidLlamaError('DROID_WORKER_LOST', 'm'), 503, 'unavailable_error'],
-    [new DroidLlamaError('DROID_WORKER_OUT_OF_MEMORY', 'm', { status: 500 }), 503, 'unavailable_error'],
-    [Object.assign(new Error('m'), { statusCode: 201 }), 500, 'server_error'],
-  ])('answers a rejected request: %s', async (error, status, type) => {
+    [new DroidLlamaError('DROID_REQUEST_FAILED', 'm', { status: 501 }), 501, 'not_supported_error', 'm'],
+    [new DroidLlamaError('DROID_INVALID_ARGUMENT', 'm'), 400, 'invalid_request_error', 'm'],
+    [new DroidLlamaError('DROID_CLOSED', 'm'), 503, 'unavailable_error', 'm'],
+    // As the engine writes it, so that whoever hears of a lost worker hears the same.
+    [new DroidLlamaError('DROID_WORKER_LOST', 'm'), 503, 'unavailable_error', 'm (DROID_WORKER_LOST)'],
+    [
+      new DroidLlamaError('DROID_WORKER_OUT_OF_MEMORY', 'm (DROID_WORKER_OUT_OF_MEMORY)', { status: 500 }),
+      503,
+      'unavailable_error',
+      'm (DROID_WORKER_OUT_OF_MEMORY)',
+    ],
+    [Object.assign(new Error('m'), { statusCode: 201 }), 500, 'server_error', 'm'],
+  ])('answers a rejected request: %s', async (error, status, type, message) => {
     const server = await serve(new FakeBackend(() => Promise.reject(error)));
     const answer = await ask(server, 'POST', CHAT, '{}');
     expect(answer.status).toBe(status);
     expect(answer.headers['content-type']).toBe('application/json; charset=utf-8');
-    expect(errorOf(answer)).toEqual({ message: 'm', type, code: status });
+    expect(errorOf(answer)).toEqual({ message, type, code: status });
     expect(answer.body.toString()).not.toMatch(/\bat .*:\d+/);
   });
 });
