@@ -128,11 +128,7 @@ void close_descriptor(const Napi::CallbackInfo & info) {
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
-    try {
-        cpu_level();
-    } catch (const std::exception & error) {
-        throw Napi::Error::New(env, error.what());
-    }
+    cpu_level();  // throws where this processor cannot run the addon
     init_llama_process();
     env.SetInstanceData(new Environment(env));
     exports.Set("inspectModel", Napi::Function::New<inspect_model>(env));

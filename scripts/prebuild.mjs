@@ -15,6 +15,7 @@ import { gzipSync } from 'node:zlib';
 import { compile } from './cmake.mjs';
 import { checkElf, outlineAtomics } from './elf.mjs';
 import { TARGETS } from './prebuild-targets.mjs';
+import { answers } from './toolchain.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
@@ -56,15 +57,6 @@ function refuse(name, file) {
 async function sizes(file) {
   const mib = (bytes) => (bytes / 2 ** 20).toFixed(1);
   return `${mib((await stat(file)).size)} MiB, ${mib(gzipSync(readFileSync(file)).length)} MiB packed`;
-}
-
-function answers(command) {
-  try {
-    execFileSync(command, ['--version'], { stdio: 'ignore' });
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /** Whether each target is there and passes the gate. */

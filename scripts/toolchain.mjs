@@ -35,7 +35,8 @@ const INSTALL = {
   brew: 'brew install',
 };
 
-function answers(command) {
+/** Whether a command is there. */
+export function answers(command) {
   try {
     execFileSync(command, ['--version'], { stdio: 'ignore' });
     return true;

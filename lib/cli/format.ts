@@ -72,12 +72,6 @@ export function placementTable(placement: readonly Placement[]): string {
   return table([['device', 'layers', 'head', 'MiB', 'share'], ...rows], [3, 4]);
 }
 
-/** `491 MB`, `4.7 GB`: as the hub and the makers of phones count, in thousands. */
-export function sizeText(bytes: number): string {
-  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(1)} GB`;
-  return bytes >= 1e6 ? `${Math.round(bytes / 1e6)} MB` : `${Math.ceil(bytes / 1e3)} kB`;
-}
-
 export function mebibytes(bytes: number): string {
   return `${Math.floor(bytes / MIB)} MiB`;
 }

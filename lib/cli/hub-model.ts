@@ -2,7 +2,7 @@
 import type { Command } from 'commander';
 import { DroidLlamaError } from '../errors.js';
 import type { PulledModel, PullProgress } from '../hub/pull.js';
-import { sizeText } from './format.js';
+import { sizeText } from '../size-text.js';
 import { bar } from './progress.js';
 import { type Output, styled, warn } from './terminal.js';
 import { nonEmpty } from './values.js';

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
-import { sizeText, tableWithin, wrapText } from './format.js';
+import { sizeText } from '../size-text.js';
+import { tableWithin, wrapText } from './format.js';
 import { pullShown } from './hub-model.js';
 import { shutdownSignal } from './shutdown.js';
 import { note, print, printJson, stdoutColumns } from './terminal.js';

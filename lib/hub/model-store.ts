@@ -15,8 +15,8 @@ export interface StoredModel {
   readonly pulledAt: number;
 }
 
-export function modelsDir(directory: string = cacheDir()): string {
-  return join(directory, 'models');
+export function modelsDir(): string {
+  return join(cacheDir(), 'models');
 }
 
 export function repoDir(models: string, repo: string): string {

@@ -2,6 +2,7 @@
 import { stat, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { DroidLlamaError } from '../errors.js';
+import { sizeText } from '../size-text.js';
 import { knownKeys, optionalString, plainObject } from '../validate.js';
 import { listStored, modelsDir, removeStored, repoDir, type StoredModel, storedVariants } from './model-store.js';
 import { formatReference, type ModelReference, parseReference } from './reference.js';
@@ -41,7 +42,7 @@ export interface PulledModel {
 const OPTION_NAMES = ['hubToken', 'hubUrl', 'directory', 'onProgress', 'onWarning', 'signal'] as const;
 /** What stays free beside the model. */
 const SPARE_BYTES = 64 * 2 ** 20;
-/** Several lines are a list, not a message. */
+/** More is a list, not a message. */
 const MOST_NAMED = 40;
 
 /**
@@ -151,12 +152,11 @@ async function findVariant(
     'DROID_MODEL_NOT_FOUND',
     variants.length === 0
       ? `${wanted.repo} holds no GGUF model. Repositories that do mostly have GGUF in their names.`
-      : `${wanted.repo} has no ${wanted.variant}. It has ${variants.slice(0, MOST_NAMED).map(describe).join(', ')}.`,
+      : `${wanted.repo} has no ${wanted.variant}. It has ${variants
+          .slice(0, MOST_NAMED)
+          .map(({ name, bytes }) => `${name} (${sizeText(bytes)})`)
+          .join(', ')}.`,
   );
-}
-
-function describe({ name, bytes }: Variant): string {
-  return `${name} (${bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.ceil(bytes / 1e6)} MB`})`;
 }
 
 async function checkSpace(
@@ -170,10 +170,9 @@ async function checkSpace(
   }
   const free = await freeBytes(directory);
   if (missing === 0 || free === undefined || missing + SPARE_BYTES <= free) return;
-  const mb = (bytes: number) => `${Math.ceil(bytes / 1e6)} MB`;
   throw new DroidLlamaError(
     'DROID_DISK_FULL',
-    `The model needs ${mb(missing)} more, and ${mb(free)} are free in ${directory}. Remove models with ` +
+    `The model needs ${sizeText(missing)} more, and ${sizeText(free)} are free in ${directory}. Remove models with ` +
       '`droid-llama models rm`, take a smaller quantization, or set XDG_CACHE_HOME to a larger disk.',
   );
 }

@@ -10,7 +10,7 @@ export interface ModelReference {
 
 // The hub's own rule for names, which also keeps `..` out of the paths that are made of them.
 const NAME = '[A-Za-z0-9][\\w.-]{0,95}';
-const REFERENCE = new RegExp(`^(?:hf://|https://huggingface\\.co/)?(${NAME}/${NAME}?)(?::([\\w.-]{1,96}))?/?$`);
+const REFERENCE = new RegExp(`^(?:hf://|https://huggingface\\.co/)?(${NAME}/${NAME})(?::([\\w.-]{1,96}))?/?$`);
 
 /** Throws `DROID_INVALID_ARGUMENT`. */
 export function parseReference(text: string): ModelReference {

@@ -1,12 +1,13 @@
 /** The addons that the package carries: how they are made, what they need, and that each processor gets its level. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdir, stat } from 'node:fs/promises';
+import { mkdtemp, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { promisify } from 'node:util';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { checkElf } from '../../scripts/elf.mjs';
+import { checkElf, outlineAtomics } from '../../scripts/elf.mjs';
 import { TARGETS } from '../../scripts/prebuild-targets.mjs';
 import { fetchNode, noArm64, onArm64, PROCESSORS } from '../support/arm64.js';
 import { projectRoot, tinyModel } from '../support/paths.js';
@@ -78,6 +79,49 @@ describe.skipIf(unavailable)('prebuilt addons', () => {
         expect.stringMatching(/ is of GLIBCXX_3\.4/),
       ]),
     );
+  });
+
+  it('are refused for each thing that a loader would mind', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'droid-elf-'));
+    try {
+      const source = join(directory, 'bad.c');
+      const bad = join(directory, 'bad.node');
+      await writeFile(source, 'int nobody(void);\nint exported(void) { return nobody(); }\n');
+      const flags = ['-rpath,/opt', '-z,execstack', '-z,max-page-size=4096', '-z,lazy'].map((flag) => `-Wl,${flag}`);
+      await run('x86_64-linux-gnu-gcc', ['-shared', '-fPIC', ...flags, '-o', bad, source]);
+      const { elf } = TARGETS['linux-x64'] as NonNullable<(typeof TARGETS)[string]>;
+      expect(checkElf(bad, elf)).toEqual(
+        expect.arrayContaining([
+          'it wants a stack that can be executed',
+          'a segment is aligned to 0x1000, less than 16 KiB',
+          'it has a run path',
+          'its symbols are not bound when it is loaded',
+          "nobody is nobody's",
+          expect.stringContaining('it exports exported'),
+        ]),
+      );
+      const atomics = join(directory, 'atomics.c');
+      await writeFile(atomics, 'int more(int * n) { return __atomic_add_fetch(n, 1, __ATOMIC_SEQ_CST); }\n');
+      await run('aarch64-linux-gnu-gcc', ['-shared', '-fPIC', '-O2', '-moutline-atomics', '-o', bad, atomics]);
+      expect(outlineAtomics(bad)).toEqual(['__aarch64_ldadd4_acq_rel']);
+      expect(outlineAtomics(prebuilt('linux-x64'))).toEqual([]);
+    } finally {
+      await rm(directory, { recursive: true, force: true });
+    }
+  });
+
+  it('are all there when publishing asks, or it is refused', async () => {
+    const check = () => run(process.execPath, ['scripts/prebuild.mjs', '--check'], { cwd: projectRoot });
+    expect((await check()).stdout).toMatch(
+      /^prebuilds\/linux-x64\/.* MiB packed\nprebuilds\/linux-arm64\/.* packed\n$/,
+    );
+    const hidden = `${prebuilt('linux-arm64')}.hidden`;
+    await rename(prebuilt('linux-arm64'), hidden);
+    try {
+      await expect(check()).rejects.toThrow(/prebuilds\/linux-arm64\/\S+ is missing/);
+    } finally {
+      await rename(hidden, prebuilt('linux-arm64'));
+    }
   });
 
   describe('on arm64', () => {

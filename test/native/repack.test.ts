@@ -54,3 +54,27 @@ describe.each([
     }
   }, 120_000);
 });
+
+it('a reader that is slow for a moment gets every line of llama.cpp’s log', async () => {
+  const loads = 6;
+  const script = `
+    import { createDistributedContext } from ${JSON.stringify(`${projectRoot}/dist/index.js`)};
+    for (let i = 0; i < ${loads}; i++) {
+      const ctx = await createDistributedContext({
+        model: ${JSON.stringify(tinyModel)}, threads: 1, contextSize: 256, logLevel: 'debug' });
+      await ctx.close();
+    }`;
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let log = '';
+  child.stderr.on('data', (chunk) => {
+    // Longer than it takes to fill what lies between the two.
+    if (log === '') setTimeout(() => child.stderr.resume(), 1500);
+    if (log === '') child.stderr.pause();
+    log += chunk;
+  });
+  const code = await new Promise((resolve) => child.on('close', resolve));
+  expect(code).toBe(0);
+  for (const line of [/^llama_model_loader: - kv +0:/gm, /model buffer size/g, /: max token length/g]) {
+    expect(log.match(line)?.length ?? 0, String(line)).toBe(loads);
+  }
+});

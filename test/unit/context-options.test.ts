@@ -1,5 +1,6 @@
-import { describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it } from 'vitest';
 import { checkOptions, type DistributedContextOptions } from '../../lib/context-options.js';
+import { defaultThreads } from '../../lib/cpu.js';
 
 const check = (options: object) => checkOptions({ model: 'm.gguf', ...options } as DistributedContextOptions, 15);
 
@@ -56,5 +57,21 @@ describe('activations', () => {
     expect(() => check({ activations: 'bf16' })).toThrow(
       expect.objectContaining({ code: 'DROID_INVALID_ARGUMENT', message: expect.stringContaining('activations') }),
     );
+  });
+});
+
+describe('threads of a master', () => {
+  const real = Object.getOwnPropertyDescriptor(process, 'platform') as PropertyDescriptor;
+  afterEach(() => void Object.defineProperty(process, 'platform', real));
+  const on = (platform: string) => Object.defineProperty(process, 'platform', { ...real, value: platform });
+
+  it('are llama.cpp’s choice, and on Android the fast cores, at most four', () => {
+    on('linux');
+    expect(check({}).threads).toBe(0);
+    on('android');
+    expect(check({}).threads).toBe(defaultThreads());
+    expect(defaultThreads()).toBeGreaterThan(0);
+    expect(defaultThreads()).toBeLessThanOrEqual(4);
+    expect(check({ threads: 7 }).threads).toBe(7);
   });
 });

@@ -201,7 +201,7 @@ describe('pulling', () => {
 
   it('lists what there is instead of a name that is not there', async () => {
     expect((await rejection(pull('owner/tiny-GGUF:Q9_X'))).message).toBe(
-      'owner/tiny-GGUF has no Q9_X. It has Q4_K_M (1 MB), Q8_0 (1 MB).',
+      'owner/tiny-GGUF has no Q9_X. It has Q4_K_M (40 kB), Q8_0 (60 kB).',
     );
     expect((await rejection(pull('other/tiny-GGUF'))).message).toMatch(/does not exist.*There are: owner\/tiny-GGUF$/);
     hub.repos.set('owner/none', [{ path: 'README.md', data }]);
@@ -213,7 +213,7 @@ describe('pulling', () => {
     const error = await rejection(pull('owner/huge'));
     expect(error).toMatchObject({
       code: 'DROID_DISK_FULL',
-      message: expect.stringMatching(/needs \d+ MB more, and \d+ MB are free/),
+      message: expect.stringMatching(/needs 4503599\.6 GB more, and [\d.]+ [GM]B are free/),
     });
     expect(hub.downloads).toEqual([]);
   });

@@ -21,6 +21,21 @@ std::string text_of(uint64_t buffer, uint64_t offset, uint64_t size, const char 
            ", size: " + std::to_string(size) + form;
 }
 
+// The requests of one message, each with its data behind it; data_size is that of the data on the wire. use() reads it.
+template <typename Request, typename DataSize, typename Use>
+void for_each_request(MessageIo & io, const MessageIo::Header & header, DataSize data_size, const Use & use) {
+    uint64_t left = header.size;
+    do {
+        if (left < sizeof(Request)) throw MessageIo::wrong_size(header);
+        Request request;
+        io.read(&request, sizeof request);
+        left -= sizeof request;
+        if (request.*data_size > left) throw MessageIo::wrong_size(header);
+        left -= request.*data_size;
+        use(request);
+    } while (left > 0);
+}
+
 void check_floats(const void * data, uint64_t size) {
     if (reinterpret_cast<uintptr_t>(data) % alignof(float) != 0 || size % sizeof(float) != 0) {
         throw Refusal("floats do not lie like that");
@@ -30,30 +45,16 @@ void check_floats(const void * data, uint64_t size) {
 }  // namespace
 
 void DataCommands::write(const MessageIo::Header & header, const Say & say) {
-    uint64_t left = header.size;
-    do {
-        if (left < sizeof(WriteRequest)) throw MessageIo::wrong_size(header);
-        WriteRequest request;
-        io_.read(&request, sizeof request);
-        left -= sizeof request;
-        if (request.size > left) throw MessageIo::wrong_size(header);
-        left -= request.size;
+    for_each_request<WriteRequest>(io_, header, &WriteRequest::size, [&](const WriteRequest & request) {
         Buffer & buffer = buffers_.at(request.buffer);
         buffer.check_range(request.offset, request.size);
         io_.read(buffer.writable(request.offset, request.size), request.size);
         say(text_of(request.buffer, request.offset, request.size, ""));
-    } while (left > 0);
+    });
 }
 
 void DataCommands::update(const MessageIo::Header & header, const Say & say) {
-    uint64_t left = header.size;
-    do {
-        if (left < sizeof(UpdateRequest)) throw MessageIo::wrong_size(header);
-        UpdateRequest request;
-        io_.read(&request, sizeof request);
-        left -= sizeof request;
-        if (request.encoded_size > left) throw MessageIo::wrong_size(header);
-        left -= request.encoded_size;
+    for_each_request<UpdateRequest>(io_, header, &UpdateRequest::encoded_size, [&](const UpdateRequest & request) {
         Buffer & buffer = buffers_.at(request.buffer);
         buffer.check_range(request.offset, request.size);
         uint8_t * target = buffer.writable(request.offset, request.size);
@@ -76,7 +77,7 @@ void DataCommands::update(const MessageIo::Header & header, const Say & say) {
         }
         static const char * const forms[] = {"", ", packed", ", f16"};
         say(text_of(request.buffer, request.offset, request.size, forms[request.form]));
-    } while (left > 0);
+    });
 }
 
 void DataCommands::read_packed(const UpdateRequest & request, uint8_t * data) {
