@@ -246,8 +246,10 @@ export function addon(): NativeAddon {
 function notFoundMessage(file: string | undefined, cause: Error): string {
   const target = `${process.platform}-${process.arch}`;
   const tried = file ? `${file} was found but does not load` : `there is no build/Release and no prebuilds/${target}`;
+  const onTermux =
+    process.platform === 'android' ? '\nIn Termux it needs:  pkg install nodejs-lts clang cmake ninja git' : '';
   const rebuild = existsSync(`${packageRoot}/scripts/build.mjs`)
-    ? `Compile it with:  node ${packageRoot}/scripts/build.mjs`
+    ? `Compile it with:  node ${packageRoot}/scripts/build.mjs${onTermux}`
     : 'Reinstall droid-llama.';
   return `The native addon of droid-llama is missing for ${target}, Node ${process.version}: ${tried}.
   in     ${packageRoot}

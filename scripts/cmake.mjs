@@ -25,7 +25,8 @@ function openTerminal() {
   }
 }
 
-/** A compiler needs up to a gigabyte for the largest files, and a phone has more cores than that. */
+/** GCC needs up to a gigabyte for the largest files, and a phone has more cores than that. clang, which it is on phones, needs
+ * 0.4, so that half of the memory is left to Android and its apps: who takes too much is killed. */
 function jobCount() {
   return Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / 2 ** 30)));
 }
@@ -62,7 +63,7 @@ export async function compile(tree, flags, finish) {
     const build = [cmakeJs, 'build', ...common, '--parallel', String(jobs), '--target', 'droid-llama'];
     const env = buildEnvironment({ root, sources });
     await runQuietly(process.execPath, configure, env, progress);
-    await runQuietly(process.execPath, build, env, progress);
+    await runAgainAfterLinkerCrash(() => runQuietly(process.execPath, build, env, progress), progress);
     await finish(join(out, 'droid-llama.node'), progress.note);
   } finally {
     progress.end();
@@ -118,6 +119,22 @@ function createProgress({ fd, redraw }) {
     },
     end: clear,
   };
+}
+
+/**
+ * The linker of Termux crashes now and then, and not when the same is linked again
+ * (https://github.com/termux/termux-packages/issues/15867). A build of half an hour must not end with that; what was compiled
+ * is not compiled again.
+ */
+async function runAgainAfterLinkerCrash(run, progress) {
+  for (let left = 2; ; left--) {
+    try {
+      return await run();
+    } catch (error) {
+      if (left === 0 || !/linker command failed due to signal/.test(error.message)) throw error;
+      progress.note('the linker crashed; linking again');
+    }
+  }
 }
 
 /** Runs a build command; its output is shown only when it fails. */

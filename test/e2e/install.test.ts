@@ -12,6 +12,8 @@ interface Finished {
   stderr: string;
 }
 
+const PKG_LINE = `pkg install ${process.release.lts ? 'nodejs-lts' : 'nodejs'} clang cmake ninja git`;
+
 let scratch: string;
 
 beforeAll(async () => {
@@ -27,27 +29,24 @@ describe('missing tools', () => {
   });
 
   test.each([
-    { gone: ['cmake'], name: 'cmake is missing', apt: 'apt-get install cmake', pkg: 'pkg install cmake' },
+    { gone: ['cmake'], name: 'cmake is missing', apt: 'apt-get install cmake' },
     {
       gone: ['g++', 'clang++'],
       name: 'a C++ compiler (g++ or clang++) is missing',
       apt: 'apt-get install g++',
-      pkg: 'pkg install clang',
     },
-    { gone: ['git'], name: 'git is missing', apt: 'apt-get install git', pkg: 'pkg install git' },
+    { gone: ['git'], name: 'git is missing', apt: 'apt-get install git' },
     {
       gone: ['make', 'ninja'],
       name: 'make or ninja is missing',
       apt: 'apt-get install make',
-      pkg: 'pkg install ninja',
     },
     {
       gone: ['cmake', 'g++', 'clang++', 'make', 'ninja', 'git'],
       name: 'cmake, a C++ compiler (g++ or clang++), make or ninja, git are missing',
       apt: 'apt-get install cmake g++ make git',
-      pkg: 'pkg install cmake clang ninja git',
     },
-  ])('$name', async ({ gone, name, apt, pkg }) => {
+  ])('$name', async ({ gone, name, apt }) => {
     const env = { PATH: await pathWithout(gone) };
     const debian = await node(project, 'scripts/install.mjs', env);
     expect(debian.stderr).toBe(
@@ -56,7 +55,9 @@ describe('missing tools', () => {
     );
     expect(debian.status).toBe(1);
     const termux = await node(project, 'scripts/build.mjs', { ...env, PREFIX: '/data/data/com.termux/files/usr' });
-    expect(termux.stderr).toBe(`error: droid-llama has to be compiled here, but ${name}.\nInstall with:  ${pkg}\n`);
+    expect(termux.stderr).toBe(
+      `error: droid-llama has to be compiled here, but ${name}.\nInstall with:  ${PKG_LINE}\n`,
+    );
     expect(termux.status).toBe(1);
     expect(await readdir(project)).not.toContain('build');
   });
@@ -93,6 +94,28 @@ describe('a prebuilt addon that does not load', () => {
     await writeFile(source, '__attribute__((constructor)) static void die(void) { __builtin_trap(); }\n');
     execFileSync('cc', ['-shared', '-fPIC', '-o', addon(), source]);
     expect(await reason()).toContain('it has instructions that this processor does not know (SIGILL)');
+  });
+
+  test('in Termux ends with what to install there, and where there is a compiler, with an addon', async () => {
+    await mkdir(join(project, `prebuilds/android-${process.arch}`), { recursive: true });
+    await writeFile(join(project, `prebuilds/android-${process.arch}/droid-llama.node`), 'no library');
+    const termux = {
+      PREFIX: '/data/data/com.termux/files/usr',
+      NODE_OPTIONS: `--require=${join(projectRoot, 'test/support/as-termux.cjs')}`,
+    };
+    const why = new RegExp(
+      `^droid-llama: compiling, the prebuilt addon for android-${process.arch} does not load here: .*droid-llama\\.node: \\S.*\n`,
+    );
+    const bare = await node(project, 'scripts/install.mjs', { PATH: await pathWithout(['cmake', 'git']), ...termux });
+    expect(bare.stderr).toMatch(why);
+    expect(bare.stderr.replace(why, '')).toBe(
+      `error: droid-llama has to be compiled here, but cmake, git are missing.\nInstall with:  ${PKG_LINE}\n`,
+    );
+    expect(bare.status).toBe(1);
+    const built = await node(project, 'scripts/install.mjs', termux);
+    expect(built.stderr).toMatch(why);
+    expect(built.stderr).toContain('droid-llama: built build/Release/droid-llama.node\n');
+    expect(built.status).toBe(0);
   });
 
   test('is not even tried when compiling was asked for', async () => {
@@ -157,6 +180,46 @@ describe('a build', () => {
     expect(failed.stderr).toMatch(/first\.cc:1:.*error:.*undeclared_name/);
     expect(failed.status).toBe(1);
     expect(await readFile(join(project, 'build/Release/droid-llama.node'))).toEqual(addon);
+    expect((await node(project, 'scripts/build.mjs')).status).toBe(0);
+  });
+
+  test('goes on where the linker crashed, as that of Termux does now and then, and gives up when it goes on crashing', async () => {
+    const bin = await pathWithout(['c++']);
+    const linked = join(bin, 'linked');
+    const compiler = execFileSync('sh', ['-c', 'command -v c++'], { encoding: 'utf8' }).trim();
+    /** Crashes the first `times` it links the addon, as a compiler says that its linker did. */
+    const crashing = (times: number) =>
+      writeFile(
+        join(bin, 'c++'),
+        `#!/bin/sh
+case "$*" in *"-o droid-llama.node"*)
+  echo >> ${linked}
+  if [ "$(wc -l < ${linked})" -le ${times} ]; then
+    echo "Pointer tag for 0xe2a9a7d900000000 was truncated" >&2
+    echo "c++: error: unable to execute command: Aborted" >&2
+    echo "c++: error: linker command failed due to signal (use -v to see invocation)" >&2
+    exit 1
+  fi
+esac
+exec ${compiler} "$@"
+`,
+        { mode: 0o755 },
+      );
+    const again = async (times: number) => {
+      await rm(linked, { force: true });
+      await rm(join(project, 'build/cmake'), { recursive: true });
+      await crashing(times);
+      return node(project, 'scripts/build.mjs', { PATH: bin });
+    };
+    const once = await again(1);
+    expect(once.stderr).toContain('droid-llama: the linker crashed; linking again\n');
+    expect(once.stderr).toContain('droid-llama: built build/Release/droid-llama.node\n');
+    expect(once.status).toBe(0);
+    const always = await again(9);
+    expect(always.stderr.match(/linking again/g)).toHaveLength(2);
+    expect(always.stderr).toContain('error: linker command failed due to signal');
+    expect(always.status).toBe(1);
+    await rm(join(project, 'build/cmake'), { recursive: true });
     expect((await node(project, 'scripts/build.mjs')).status).toBe(0);
   });
 
