@@ -10,6 +10,7 @@ import { packageVersion } from '../version.js';
 import { buildId } from './build-id.js';
 import { Membership } from './control/membership.js';
 import { peerIdToBytes } from './control/peer-id.js';
+import { dialAddresses } from './control/routes.js';
 import { computeSpeed } from './device/device.js';
 import { type ModelFile, readModelFile } from './device/model-file.js';
 import { SelfReport, type SelfReportOptions } from './device/self-report.js';
@@ -96,6 +97,7 @@ export async function startStages(options: CheckedClusterOptions, hooks: StageHo
       transport,
       id,
       peers: () => membership.peers(),
+      addressesOf: (peer) => dialAddresses(peer, membership.dialledAt(peer.id)),
       // A transfer beside a generation would measure what is left, and slow the tokens down.
       busy: () => hooks.isGenerating(),
     });

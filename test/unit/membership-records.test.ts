@@ -10,7 +10,7 @@ import {
   reachableIds,
   trimRecords,
 } from '../../lib/cluster/control/records.js';
-import { recordEndpoints, routeTo } from '../../lib/cluster/control/routes.js';
+import { dialAddresses, recordEndpoints, routeTo } from '../../lib/cluster/control/routes.js';
 import type { Peer } from '../../lib/cluster/types.js';
 import { idOf, linkOf, peerOf } from '../support/peers.js';
 
@@ -134,6 +134,14 @@ describe('the ways to a member', () => {
     // A port that it dialled from is none to dial.
     const accepted = routeTo({ record, control: { dialled: false, address, send } });
     expect(accepted.endpoints[0]).toEqual({ host: '10.9.9.9', port: 7000 });
+  });
+
+  it('are tried out at the address where it was reached, too, which it may not know', () => {
+    expect(dialAddresses(record, undefined)).toEqual(record.addresses);
+    expect(dialAddresses(record, { host: '100.64.0.2', port: 7000 })).toEqual([...record.addresses, '100.64.0.2']);
+    expect(dialAddresses(record, { host: '10.0.0.2', port: 7000 })).toEqual(record.addresses);
+    // A port that is handed on: there is no saying where the others are.
+    expect(dialAddresses(record, address)).toEqual(record.addresses);
   });
 
   it('prefer that the member dials where that is what works', () => {

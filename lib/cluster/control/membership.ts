@@ -127,6 +127,12 @@ export class Membership {
     if (!this.#closed) this.#dialer.offer(address, named);
   }
 
+  /** The endpoint at which this device has dialled a member; undefined where it has not, or is not connected. */
+  dialledAt(id: string): EndpointAddress | undefined {
+    const current = this.#current.get(id);
+    return current?.established && current.dialled ? current.address : undefined;
+  }
+
   /** Takes an incoming stream of any kind but `probe`. */
   accept(stream: SecureStream): void {
     const peer = peerIdFromBytes(stream.preamble);
@@ -364,10 +370,9 @@ export class Membership {
 
   #route(id: string): Route | undefined {
     const record = this.#view.get(id);
-    if (!record) return undefined;
     const current = this.#current.get(id);
-    const control = current?.established ? current : undefined;
-    return routeTo({ record, control, link: this.#self.links.find(({ to }) => to === id) });
+    const link = this.#self.links.find(({ to }) => to === id);
+    return record && routeTo({ record, control: current?.established ? current : undefined, link });
   }
 
   /** What changed is looked at once a turn of the event loop. */

@@ -13,6 +13,18 @@ export function recordEndpoints({ addresses, port }: Pick<Peer, 'addresses' | 'p
     .map((host) => ({ host, port }));
 }
 
+/**
+ * Where to try out whether a member can be dialled: the addresses that it names, and the one at which it was reached, which
+ * it may not know, as with `tailscaled` in Termux, a forwarded port, or an Android that hides the interface of a VPN.
+ */
+export function dialAddresses(
+  record: Pick<Peer, 'addresses' | 'port'>,
+  dialled: EndpointAddress | undefined,
+): string[] {
+  const more = dialled?.port === record.port ? [dialled.host] : [];
+  return [...new Set([...record.addresses, ...more])];
+}
+
 export interface KnownWays {
   readonly record: Peer;
   /** The control connection with it. */
