@@ -1,32 +1,24 @@
 /** Runs what the README tells people to type: its program, and the two phones as two processes on loopback. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { createToken, ERROR_CODES } from '../../lib/index.js';
+import { TypedDocument } from '../support/document.js';
 import { cacheDir, cliMain, projectRoot, tinyModel } from '../support/paths.js';
 import { Phones } from '../support/phones.js';
 
 const noPhones = Phones.unavailable() !== undefined;
 const hasCurl = spawnSync('curl', ['--version']).status === 0;
-let readme = '';
+let readme: TypedDocument;
 beforeAll(async () => {
-  readme = await readFile(join(projectRoot, 'README.md'), 'utf8');
+  readme = await TypedDocument.read('README.md');
   await mkdir(cacheDir, { recursive: true });
 });
 
-const blocks = (language: string) =>
-  [...readme.matchAll(new RegExp(`^\`\`\`${language}\n([\\s\\S]*?)^\`\`\``, 'gm'))].map((match) => match[1] as string);
-
-/** Commands of the sh blocks, with continued lines joined. */
-const commands = () =>
-  blocks('sh').flatMap((block) =>
-    block
-      .replace(/\\\n\s*/g, '')
-      .trim()
-      .split('\n'),
-  );
+const blocks = (language: string) => readme.code(language);
+const commands = () => readme.commands('sh');
 
 async function freePort(): Promise<number> {
   const server = createServer();
@@ -153,7 +145,7 @@ describe('the README', () => {
   });
 
   it('lists every error code and no other', () => {
-    const listed = [...readme.matchAll(/^\| `(DROID_\w+)`/gm)].map((match) => match[1]);
+    const listed = [...readme.text.matchAll(/^\| `(DROID_\w+)`/gm)].map((match) => match[1]);
     expect(listed.sort()).toEqual(Object.keys(ERROR_CODES).sort());
   });
 });

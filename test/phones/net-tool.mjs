@@ -6,6 +6,7 @@
 //   send HOST PORT BYTES          {event: sent, seconds}
 //   say HOST PORT BASE64 WAIT_MS  sends, then waits for the end or so long: {event: said, received, closed, ms}
 //   flood HOST PORT COUNT         holds so many connections that say nothing: {event: flooding, opened} until it is ended
+//   pass FROM TO           hands connections on; each end is a port of all addresses, of 127.0.0.1 when TO, or a socket's path
 //   http METHOD URL [BODY]        {event: head, status}, {event: chunk, text}…, {event: end} or {event: error, message}
 import { Buffer } from 'node:buffer';
 import { createServer, Socket } from 'node:net';
@@ -114,6 +115,22 @@ const verbs = {
     };
     await Promise.all(Array.from({ length: Number(count) }, open));
     tell('flooding', { opened: sockets.size });
+  },
+
+  pass: async (from, to) => {
+    const end = (text, host) => (text.startsWith('/') ? { path: text } : { port: Number(text), host });
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      const onward = new Socket({ allowHalfOpen: true }).connect(end(to, '127.0.0.1'));
+      for (const [one, other] of [
+        [socket, onward],
+        [onward, socket],
+      ]) {
+        one.setNoDelay(true);
+        one.on('error', () => other.destroy()).on('close', () => other.destroy());
+        one.pipe(other);
+      }
+    });
+    server.listen(end(from, '0.0.0.0'), () => tell('listening'));
   },
 
   http: async (method, url, body) => {
