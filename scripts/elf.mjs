@@ -55,8 +55,8 @@ export function checkElf(file, rules, secrets = []) {
   const exported = [];
   for (const { name, version, defined } of dynamicSymbols(read('--dyn-syms'))) {
     if (defined) exported.push(name);
-    else if (version) expect(known(version, rules), `${name} is of ${version}`);
-    else expect(NODE_API.has(name) || rules.unversioned.test(name), `${name} is nobody's`);
+    else if (version) expect(rules.imports(name, version), `${name} is of ${version}`);
+    else expect(NODE_API.has(name) || rules.imports(name), `${name} is nobody's`);
   }
   expect(String(exported.sort()) === String(EXPORTS), `it exports ${exported.join(', ')}`);
 
@@ -77,19 +77,13 @@ function dynamicSymbols(table) {
   return found;
 }
 
-/** @param {string} version such as GLIBC_2.17 @param {ElfRules} rules */
-function known(version, { newest }) {
-  const [, library = '', number = ''] = /^(\w+)_(\d[\d.]*)$/.exec(version) ?? [];
-  const limit = newest[library]?.split('.').map(Number);
-  if (!limit) return false;
-  for (const [i, part] of number.split('.').map(Number).entries()) {
-    if (part !== (limit[i] ?? 0)) return part < (limit[i] ?? 0);
-  }
-  return true;
-}
-
 /** Helpers that choose between two kinds of atomic instructions when the addon is loaded; of a file that is not stripped. */
 export function outlineAtomics(/** @type {string} */ file) {
   const symbols = execFileSync('readelf', ['-W', '-s', file], { encoding: 'utf8', maxBuffer: 2 ** 28 });
   return [...symbols.matchAll(/ (__aarch64_(?:cas|swp|ldadd|ldclr|ldeor|ldset)\w*)$/gm)].map((match) => match[1]);
+}
+
+/** The NDK writes its release beside the API level into each library that it links. */
+export function madeWithNdk(/** @type {string} */ file) {
+  return /\br\d+/.test(execFileSync('readelf', ['-p', '.note.android.ident', file], { encoding: 'utf8' }));
 }

@@ -1,10 +1,10 @@
 // Makes the addons that the package carries, in prebuilds/.
 //
-//   node scripts/prebuild.mjs                  of every machine in prebuild-targets.mjs
+//   node scripts/prebuild.mjs                  of every machine in prebuild-targets.mjs that can be made here
 //   node scripts/prebuild.mjs linux-arm64 …    of these
 //   node scripts/prebuild.mjs --check          makes nothing: says what is missing or would not load, for publishing
 //
-// Each has the CPU backend at every level of native/cpu/levels.cmake, and passes the gate of elf.mjs.
+// Each has the CPU backend at every level of native/cpu/levels.cmake, and passes the gate of elf.mjs or macho.mjs.
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { copyFile, mkdir, rename, rm, stat } from 'node:fs/promises';
@@ -12,9 +12,12 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { gzipSync } from 'node:zlib';
+import { prepareSysroot } from '../android/sysroot.mjs';
 import { compile } from './cmake.mjs';
-import { checkElf, outlineAtomics } from './elf.mjs';
-import { TARGETS } from './prebuild-targets.mjs';
+import { checkElf, madeWithNdk, outlineAtomics } from './elf.mjs';
+import { checkMacho } from './macho.mjs';
+import { TARGETS, WITHOUT_NDK } from './prebuild-targets.mjs';
+import { presetVariables } from './presets.mjs';
 import { answers } from './toolchain.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
@@ -22,36 +25,34 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 /** @param {string} name of a target */
 async function prebuild(name) {
   const target = TARGETS[name];
-  if (!answers(target.compiler.command)) {
-    throw new Error(`${name} needs ${target.compiler.command}. Install with:  apt-get install ${target.compiler.apt}`);
+  const { command, apt } = target.compiler;
+  if (!answers(command)) {
+    throw new Error(
+      `${name} needs ${command}${apt ? `. Install with:  apt-get install ${apt}` : ', which is not there'}`,
+    );
   }
-  const flags = { DROID_PREBUILT: 'ON', CMAKE_BUILD_TYPE: 'Release' };
-  for (const [flag, value] of Object.entries(target.flags)) {
-    flags[flag] = flag === 'CMAKE_TOOLCHAIN_FILE' ? join(root, value) : value;
+  if (target.preset === WITHOUT_NDK) {
+    console.error(
+      'droid-llama: ANDROID_NDK_HOME is not set, so this one is made without an NDK, and not to be published',
+    );
+    await prepareSysroot({ log: (line) => console.error(`droid-llama: ${line}`) });
   }
-  await compile(`prebuild-${name}`, flags, async (addon, note) => {
-    const helpers = outlineAtomics(addon);
+  await compile(`prebuild-${target.preset}`, presetVariables(target.preset), async (addon, note) => {
+    const helpers = target.elf ? outlineAtomics(addon) : [];
     if (helpers.length > 0) throw new Error(`${name} holds outline atomics: ${helpers.join(', ')}`);
     const file = join(root, 'prebuilds', target.file);
     await mkdir(dirname(file), { recursive: true });
     // Rename, not overwrite: a process that has the old one mapped must keep its pages.
     await copyFile(addon, `${file}.new`);
-    execFileSync(target.strip, ['--strip-all', `${file}.new`]);
-    try {
-      refuse(name, `${file}.new`);
-    } catch (error) {
+    if (target.strip) execFileSync(target.strip, ['--strip-all', `${file}.new`]);
+    const wrong = check(target, `${file}.new`);
+    if (wrong.length > 0) {
       await rm(`${file}.new`);
-      throw error;
+      throw new Error(`${file} would not do for ${name}:\n  ${wrong.join('\n  ')}`);
     }
     await rename(`${file}.new`, file);
     note(`built prebuilds/${target.file}, ${await sizes(file)}`);
   });
-}
-
-/** Throws what is wrong with an addon. @param {string} name of its target @param {string} file */
-function refuse(name, file) {
-  const wrong = checkElf(file, TARGETS[name].elf, [root]);
-  if (wrong.length > 0) throw new Error(`${file} would not do for ${name}:\n  ${wrong.join('\n  ')}`);
 }
 
 async function sizes(file) {
@@ -59,26 +60,39 @@ async function sizes(file) {
   return `${mib((await stat(file)).size)} MiB, ${mib(gzipSync(readFileSync(file)).length)} MiB packed`;
 }
 
-/** Whether each target is there and passes the gate. */
-async function check() {
-  for (const [name, { file }] of Object.entries(TARGETS)) {
+/** What is wrong with an addon. @param {import('./prebuild-targets.mjs').Target} target @param {string} file */
+function check({ elf, macho }, file) {
+  return elf ? checkElf(file, elf, [root]) : checkMacho(file, macho, [root]);
+}
+
+/** Prints what is there, and throws what publishing would miss. */
+async function checkAll() {
+  const wrong = [];
+  for (const [name, target] of Object.entries(TARGETS)) {
+    const { file, madeOn } = target;
     const path = join(root, 'prebuilds', file);
     if (!existsSync(path)) {
-      throw new Error(
-        `prebuilds/${file} is missing, and without it ${name} would compile for minutes: npm run prebuild`,
+      wrong.push(`prebuilds/${file} is missing, and ${name} would compile for minutes: npm run prebuild, on ${madeOn}`);
+      continue;
+    }
+    console.log(`prebuilds/${file}: ${await sizes(path)}`);
+    wrong.push(...check(target, path).map((line) => `prebuilds/${file}: ${line}`));
+    if (name.startsWith('android') && !madeWithNdk(path)) {
+      wrong.push(
+        `prebuilds/${file} was made without an NDK, which is for trying: set ANDROID_NDK_HOME, npm run prebuild`,
       );
     }
-    refuse(name, path);
-    console.log(`prebuilds/${file}: ${await sizes(path)}`);
   }
+  if (wrong.length > 0) throw new Error(`this package is not to be published:\n  ${wrong.join('\n  ')}`);
 }
 
 async function main() {
   const { values, positionals } = parseArgs({ options: { check: { type: 'boolean' } }, allowPositionals: true });
   const unknown = positionals.find((name) => !(name in TARGETS));
   if (unknown) throw new Error(`there is no target ${unknown}; there are ${Object.keys(TARGETS).join(', ')}`);
-  if (values.check) return check();
-  for (const name of positionals.length > 0 ? positionals : Object.keys(TARGETS)) await prebuild(name);
+  if (values.check) return checkAll();
+  const here = Object.keys(TARGETS).filter((name) => TARGETS[name].madeOn === process.platform);
+  for (const name of positionals.length > 0 ? positionals : here) await prebuild(name);
 }
 
 main().catch((error) => {

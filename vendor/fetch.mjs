@@ -52,8 +52,9 @@ export async function ensureSources({ log = () => {} } = {}) {
   await removeLeftovers();
   const work = await mkdtemp(join(here, WORK_PREFIX));
   try {
-    const tarball = localTarball() ?? (await download(lock, work, log));
-    await verify(tarball, lock);
+    const local = localTarball();
+    if (!local) log(`fetching llama.cpp ${lock.tag} (${lock.package}@${lock.version}, 36 MB) from the npm registry`);
+    const tarball = await fetchPackage(lock, work, local);
     log(`unpacking llama.cpp ${lock.tag}`);
     await run('tar', ['-xzf', resolve(tarball), '-C', work, lock.bundle]);
     const clone = join(work, 'clone');
@@ -94,8 +95,20 @@ function localTarball() {
   return file || undefined;
 }
 
-async function download(lock, work, log) {
-  log(`fetching llama.cpp ${lock.tag} (${lock.package}@${lock.version}, 36 MB) from the npm registry`);
+/**
+ * Fetches a package of the npm registry and checks it.
+ * @param {{ package: string, version: string, integrity: string }} pin
+ * @param {string} directory where its tarball goes
+ * @param {string} [local] a tarball to take in its place, which is checked as well
+ * @returns {Promise<string>} the path of the tarball
+ */
+export async function fetchPackage(pin, directory, local) {
+  const tarball = local ?? (await download(pin, directory));
+  await verify(tarball, pin);
+  return tarball;
+}
+
+async function download(pin, work) {
   // npm sets npm_execpath for its scripts; it is the npm that is running, which may not be the one on the PATH.
   // Yarn and pnpm set it too, and cannot pack a package of the registry.
   const running = process.env.npm_execpath ?? '';
@@ -103,7 +116,7 @@ async function download(lock, work, log) {
   const args = [
     ...npm.slice(1),
     'pack',
-    `${lock.package}@${lock.version}`,
+    `${pin.package}@${pin.version}`,
     // And a foreign cwd: npm pack must not run this project's own prepack.
     '--ignore-scripts',
     // `npm publish --dry-run` hands its flag down through the environment.
@@ -114,22 +127,22 @@ async function download(lock, work, log) {
   try {
     await run(npm[0], args, { cwd: work, maxBuffer: 1 << 24 });
   } catch (error) {
-    throw new Error(`npm could not fetch ${lock.package}@${lock.version}: ${error.stderr || error.message}`);
+    throw new Error(`npm could not fetch ${pin.package}@${pin.version}: ${error.stderr || error.message}`);
   }
   const file = (await readdir(work)).find((name) => name.endsWith('.tgz'));
-  if (!file) throw new Error(`npm pack of ${lock.package}@${lock.version} left no tarball`);
+  if (!file) throw new Error(`npm pack of ${pin.package}@${pin.version} left no tarball`);
   return join(work, file);
 }
 
-async function verify(tarball, lock) {
-  const [algorithm, expected] = lock.integrity.split(/-(.*)/s);
+async function verify(tarball, pin) {
+  const [algorithm, expected] = pin.integrity.split(/-(.*)/s);
   const hash = createHash(algorithm);
   for await (const chunk of createReadStream(tarball)) hash.update(chunk);
   const actual = hash.digest('base64');
   if (actual !== expected) {
     throw new Error(
-      `${lock.package}@${lock.version} does not match vendor/llama.lock.json and was refused.\n` +
-        `  expected ${lock.integrity}\n  got      ${algorithm}-${actual}\n` +
+      `${pin.package}@${pin.version} does not have the pinned integrity and was refused.\n` +
+        `  expected ${pin.integrity}\n  got      ${algorithm}-${actual}\n` +
         'The download is damaged or was tampered with; try again, and report it if it stays so.',
     );
   }

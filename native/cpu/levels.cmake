@@ -1,5 +1,24 @@
 # The levels of instructions that a prebuilt addon carries, and how one library is made of them; see docs/prebuilds.md.
 
+# Macs differ less, and their linker makes no objects like those below: one level for each architecture, that of the M1
+# and of Haswell.
+if (APPLE)
+    set(GGML_CPU_ARM_ARCH armv8.2-a+dotprod+fp16 CACHE STRING "" FORCE)
+    foreach (feature SSE42 AVX F16C FMA AVX2 BMI2)
+        set(GGML_${feature} ON CACHE BOOL "" FORCE)
+    endforeach()
+    set(arch "${CMAKE_OSX_ARCHITECTURES}")
+    if (NOT arch)
+        set(arch "${CMAKE_SYSTEM_PROCESSOR}")
+    endif()
+    if (arch STREQUAL "arm64")
+        set(DROID_CPU_LEVEL armv8.2)
+    else()
+        set(DROID_CPU_LEVEL avx2)
+    endif()
+    return()
+endif()
+
 # The features of each are those that llama.cpp knows for the architecture.
 if (CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
     # Cortex-A53, -A73; Cortex-A75, -A76 (Snapdragon 845 and later); Cortex-A510, -A715, -X2 (Snapdragon 8 Gen 1 and

@@ -3,7 +3,11 @@
 namespace droid {
 
 const char * cpu_level() {
+#ifdef DROID_CPU_LEVEL
+    return DROID_CPU_LEVEL;
+#else
     return "native";
+#endif
 }
 
 }  // namespace droid

@@ -1,0 +1,10 @@
+export interface ApiSymbol {
+  readonly library: string;
+  readonly version: string;
+  readonly name: string;
+  readonly data: boolean;
+}
+
+export declare const API_LEVEL: number;
+export declare function readApi(): ApiSymbol[];
+export declare function versionScript(symbols: readonly ApiSymbol[]): string;

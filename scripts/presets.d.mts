@@ -1,0 +1,1 @@
+export declare function presetVariables(name: string): Record<string, string>;
