@@ -77,7 +77,8 @@ describe.skipIf(!(target in TARGETS) && !process.env.CI)('the package', () => {
     test('holds every file that compiling the addon needs', async () => {
       const needed = ['CMakeLists.txt'];
       for (const dir of ['cmake', 'native', 'scripts', 'vendor']) needed.push(...(await filesBelow(dir)));
-      const without = /^vendor\/llama\.cpp\/(models|tests)\/|^scripts\/clang-format\.mjs$|^vendor\/\.fetch-/;
+      const without =
+        /^vendor\/llama\.cpp\/(models|tests)\/|^scripts\/(clang-format|termux-deb|runtime-dependencies)\.mjs$|^vendor\/\.fetch-/;
       expect(needed.filter((file) => !without.test(file) && !files.includes(file))).toEqual([]);
       expect(files).toContain('vendor/llama.cpp/tools/server/server-context.h');
     });
