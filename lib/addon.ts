@@ -1,9 +1,8 @@
 /** The one place that loads the native addon; everything it exports is typed here. */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { DroidLlamaError, type ErrorCode, isErrorCode, splitCode } from './errors.js';
+import { packageFile } from './package-file.js';
 import type { EngineRoute, RpcDevice, WorkerFailure, WorkerTraffic } from './types.js';
 
 export interface ModelInfo {
@@ -223,8 +222,6 @@ interface NativeAddon {
 }
 
 const require = createRequire(import.meta.url);
-/** The package's own directory, from lib/ as well as from dist/. */
-const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
 let loaded: NativeAddon | undefined;
 
 /** The addon, loaded on first use. Throws `DROID_ADDON_NOT_FOUND`. */
@@ -233,7 +230,7 @@ export function addon(): NativeAddon {
   const nodeGypBuild = require('node-gyp-build') as { resolve(dir: string): string };
   let file: string | undefined;
   try {
-    file = nodeGypBuild.resolve(packageRoot);
+    file = nodeGypBuild.resolve(packageFile('.'));
     loaded = require(file) as NativeAddon;
   } catch (cause) {
     throw new DroidLlamaError('DROID_ADDON_NOT_FOUND', notFoundMessage(file, cause as Error), { cause });
@@ -246,13 +243,12 @@ export function addon(): NativeAddon {
 function notFoundMessage(file: string | undefined, cause: Error): string {
   const target = `${process.platform}-${process.arch}`;
   const tried = file ? `${file} was found but does not load` : `there is no build/Release and no prebuilds/${target}`;
+  const build = packageFile('scripts/build.mjs');
   const onTermux =
     process.platform === 'android' ? '\nIn Termux it needs:  pkg install nodejs-lts clang cmake ninja git' : '';
-  const rebuild = existsSync(`${packageRoot}/scripts/build.mjs`)
-    ? `Compile it with:  node ${packageRoot}/scripts/build.mjs${onTermux}`
-    : 'Reinstall droid-llama.';
+  const rebuild = existsSync(build) ? `Compile it with:  node ${build}${onTermux}` : 'Reinstall droid-llama.';
   return `The native addon of droid-llama is missing for ${target}, Node ${process.version}: ${tried}.
-  in     ${packageRoot}
+  in     ${packageFile('.')}
   cause  ${cause.message.split('\n')[0]}
 ${rebuild}
 (npm install --ignore-scripts skips the step that compiles it.)`;

@@ -1,7 +1,7 @@
 // Configures and compiles the addon with CMake, with its progress on the terminal. CMake is the only real build; cmake-js
 // hands it the Node-API headers. A second run compiles what changed.
 import { spawn } from 'node:child_process';
-import { closeSync, openSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, openSync, writeSync } from 'node:fs';
 import { readFile, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { availableParallelism, totalmem } from 'node:os';
@@ -52,7 +52,7 @@ export async function compile(tree, flags, finish) {
     const out = join(root, 'build', tree);
     const jobs = jobCount();
     progress.note(`compiling with ${jobs} ${jobs > 1 ? 'jobs' : 'job'}${tools.ccache ? ' and ccache' : ''}`);
-    const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js');
+    const cmakeJs = findCmakeJs();
     const common = ['--directory', root, '--out', out];
     const generator = tools.ninja ? 'Ninja' : 'Unix Makefiles';
     await removeForeignTree(out, generator);
@@ -69,6 +69,12 @@ export async function compile(tree, flags, finish) {
     progress.end();
     if (terminal.fd !== 2) closeSync(terminal.fd);
   }
+}
+
+/** A package has it in one file (bundle.mjs), a checkout that is being installed among its dependencies. */
+function findCmakeJs() {
+  const bundled = join(root, 'dist', 'cmake-js.cjs');
+  return existsSync(bundled) ? bundled : createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js');
 }
 
 /** CMake refuses a tree that was made for another directory (a moved checkout) or by another generator. */

@@ -13,11 +13,15 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } fr
 import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { brotliDecompress } from 'node:zlib';
 
 const run = promisify(execFile);
 const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, 'llama.cpp');
-const STAMP = '.fetched.json';
+/** What a package has in place of the tree: `{ path: text }` as JSON, compressed; archive.mjs makes it. */
+export const ARCHIVE = join(here, 'llama.cpp.json.br');
+/** Lies in the tree and says what it is. */
+export const STAMP = '.fetched.json';
 const WORK_PREFIX = '.fetch-';
 const HOUR = 3_600_000;
 
@@ -52,25 +56,8 @@ export async function ensureSources({ log = () => {} } = {}) {
   await removeLeftovers();
   const work = await mkdtemp(join(here, WORK_PREFIX));
   try {
-    const local = localTarball();
-    if (!local) log(`fetching llama.cpp ${lock.tag} (${lock.package}@${lock.version}, 36 MB) from the npm registry`);
-    const tarball = await fetchPackage(lock, work, local);
-    log(`unpacking llama.cpp ${lock.tag}`);
-    await run('tar', ['-xzf', resolve(tarball), '-C', work, lock.bundle]);
-    const clone = join(work, 'clone');
-    await git(['clone', '--quiet', '--no-tags', join(work, lock.bundle), clone]);
-    const { stdout } = await git(['-C', clone, 'rev-parse', 'HEAD']);
-    if (stdout.trim() !== lock.commit) {
-      throw new Error(
-        `The bundle in ${lock.package}@${lock.version} is at ${stdout.trim()}, the lock says ${lock.commit}.`,
-      );
-    }
     const tree = join(work, 'tree');
-    await keep(clone, tree, lock);
-    await writeFile(
-      join(tree, STAMP),
-      `${JSON.stringify({ tag: lock.tag, commit: lock.commit, fingerprint: want }, null, 2)}\n`,
-    );
+    if (!(await unpackArchive(tree, want))) await fetchTree(tree, lock, want, work, log);
     await rm(target, { recursive: true, force: true });
     await rename(tree, target);
     log(`llama.cpp ${lock.tag} is in place`);
@@ -78,6 +65,40 @@ export async function ensureSources({ log = () => {} } = {}) {
   } finally {
     await rm(work, { recursive: true, force: true });
   }
+}
+
+/** False where there is no archive of what the lock says. */
+async function unpackArchive(tree, want) {
+  const packed = await readFile(ARCHIVE).catch(() => undefined);
+  if (!packed) return false;
+  const files = JSON.parse((await promisify(brotliDecompress)(packed)).toString());
+  if (JSON.parse(files[STAMP]).fingerprint !== want) return false;
+  for (const [path, text] of Object.entries(files)) {
+    await mkdir(dirname(join(tree, path)), { recursive: true });
+    await writeFile(join(tree, path), text);
+  }
+  return true;
+}
+
+async function fetchTree(tree, lock, want, work, log) {
+  const local = localTarball();
+  if (!local) log(`fetching llama.cpp ${lock.tag} (${lock.package}@${lock.version}, 36 MB) from the npm registry`);
+  const tarball = await fetchPackage(lock, work, local);
+  log(`unpacking llama.cpp ${lock.tag}`);
+  await run('tar', ['-xzf', resolve(tarball), '-C', work, lock.bundle]);
+  const clone = join(work, 'clone');
+  await git(['clone', '--quiet', '--no-tags', join(work, lock.bundle), clone]);
+  const { stdout } = await git(['-C', clone, 'rev-parse', 'HEAD']);
+  if (stdout.trim() !== lock.commit) {
+    throw new Error(
+      `The bundle in ${lock.package}@${lock.version} is at ${stdout.trim()}, the lock says ${lock.commit}.`,
+    );
+  }
+  await keep(clone, tree, lock);
+  await writeFile(
+    join(tree, STAMP),
+    `${JSON.stringify({ tag: lock.tag, commit: lock.commit, fingerprint: want }, null, 2)}\n`,
+  );
 }
 
 /** Ctrl-C ends a run before its `finally`; what is an hour old belongs to no run any more. */

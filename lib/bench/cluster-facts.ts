@@ -10,7 +10,6 @@ const speed = z.number().nonnegative().nullable();
 const statusSchema = z.object({
   self: z.object({ role: z.string() }),
   state: z.string(),
-  /** Where the `up` of this device serves HTTP. */
   url: z.string().nullish().default(null),
   peers: z.array(z.object({ id: z.string(), name: z.string(), role: z.string() })),
   links: z.array(z.object({ from: z.string(), to: z.string(), roundTripMs: speed, bytesPerSecond: speed })),
@@ -31,8 +30,6 @@ const statusSchema = z.object({
     .nullable(),
 });
 
-type Facts = z.infer<typeof statusSchema>;
-
 /** The part of a cluster's status that a benchmark shows; `Cluster.status()` has it. */
 export interface ClusterFacts {
   readonly peers: readonly Pick<MemberStatus, 'id' | 'name'>[];
@@ -45,11 +42,20 @@ export interface ClusterFacts {
     | null;
 }
 
+/** What `droid-llama status --json` says, as far as a benchmark needs it. */
+export interface ClusterStatusFacts extends ClusterFacts {
+  readonly self: { readonly role: string };
+  readonly state: string;
+  readonly peers: readonly { readonly id: string; readonly name: string; readonly role: string }[];
+  /** Where the `up` of this device serves HTTP. */
+  readonly url: string | null;
+}
+
 /**
  * What `droid-llama status --json` says, checked.
  * @throws DroidLlamaError `DROID_VERSION_MISMATCH` for what no droid-llama of this version says
  */
-export function parseClusterStatus(status: unknown): Facts {
+export function parseClusterStatus(status: unknown): ClusterStatusFacts {
   const parsed = statusSchema.safeParse(status);
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;

@@ -1,7 +1,7 @@
-import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
 import type { DistributedContext } from '../context.js';
 import { DroidLlamaError } from '../errors.js';
+import { packageFile } from '../package-file.js';
 import { placementTable, wrapText } from './format.js';
 import { LoadingBar } from './progress.js';
 import { shutdownSignal } from './shutdown.js';
@@ -12,7 +12,7 @@ interface DemoOptions {
   json?: boolean;
 }
 
-const MODEL = fileURLToPath(new URL('../../models/droid-tiny.gguf', import.meta.url));
+const MODEL = 'models/droid-tiny.gguf';
 const QUESTION = 'What is 2+2?';
 const MAX_TOKENS = 64;
 /** Each: the model is so small that more of them would mostly wait for each other. */
@@ -50,7 +50,7 @@ async function runDemo(options: DemoOptions): Promise<void> {
     let context: DistributedContext;
     try {
       context = await createDistributedContext({
-        model: MODEL,
+        model: packageFile(MODEL),
         rpc: [worker.ready.endpoint],
         tensorSplit: [0.5, 0.5],
         contextSize: 512,

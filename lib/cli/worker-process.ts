@@ -2,13 +2,11 @@ import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
-import { fileURLToPath } from 'node:url';
 import { DroidLlamaError, isErrorCode } from '../errors.js';
+import { packageFile } from '../package-file.js';
 import type { RpcServerStats } from '../rpc-server.js';
 import type { WorkerReady } from './lender.js';
 import { environmentWith } from './token.js';
-
-const ENTRY = fileURLToPath(new URL('./main.js', import.meta.url));
 
 /** A worker has nothing to lose: what computes longer than this is not waited for. */
 const PATIENCE_MS = 3000;
@@ -31,7 +29,7 @@ export interface ExitStatus {
  * the environment, which other users of the device cannot read.
  */
 export function workerCommand(flags: readonly string[], token: string | undefined): WorkerCommand {
-  const args = [ENTRY, 'worker', '--child', ...flags];
+  const args = [packageFile('dist/cli/main.js'), 'worker', '--child', ...flags];
   return { file: process.execPath, args, env: environmentWith(token) };
 }
 

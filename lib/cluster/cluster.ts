@@ -5,13 +5,7 @@ import type { CallOptions, ChatCompletionChunk, ChatRequest, CompletionChunk, Co
 import { defaultThreads } from '../cpu.js';
 import type { RequestBody } from '../engine-request.js';
 import { DroidLlamaError } from '../errors.js';
-import {
-  createHttpHandler,
-  type HttpHandler,
-  type HttpServer,
-  type HttpServerOptions,
-  startHttpServer,
-} from '../http/server.js';
+import type { createHttpHandler, HttpHandler, HttpServer, HttpServerOptions } from '../http/server.js';
 import { requestEmbeddings, requestTokens, streamRequest } from '../requests.js';
 import type { SecureStream } from '../transport/transport.js';
 import type { EngineResponse, EngineRoute, RequestOptions } from '../types.js';
@@ -86,7 +80,9 @@ export class Cluster extends EventEmitter<ClusterEvents> {
     const hooks: StageHooks = { tell: () => {}, bytesLoaded: () => 0, isGenerating: () => false, warn: () => {} };
     const early: string[] = [];
     hooks.warn = (line) => void early.push(line);
-    const cluster = new Cluster(checked, await startStages(checked, hooks), hooks);
+    // It is half of what loading this library costs, which many have no use for.
+    const { createHttpHandler } = await import('../http/server.js');
+    const cluster = new Cluster(checked, await startStages(checked, hooks), hooks, createHttpHandler);
     setImmediate(() => {
       for (const line of early) cluster.emit('warning', line);
     });
@@ -99,7 +95,12 @@ export class Cluster extends EventEmitter<ClusterEvents> {
   }
 
   /** Use {@link Cluster.join}. */
-  private constructor(options: CheckedClusterOptions, stages: Stages, hooks: StageHooks) {
+  private constructor(
+    options: CheckedClusterOptions,
+    stages: Stages,
+    hooks: StageHooks,
+    createHandler: typeof createHttpHandler,
+  ) {
     super();
     this.id = options.id;
     this.name = options.name;
@@ -112,7 +113,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
       request: this.#requestHere.bind(this),
       health: () => this.#leadership?.runtime.health(),
     };
-    this.#handler = createHttpHandler(engineRoutes(), backend, MEMBER_REQUESTS);
+    this.#handler = createHandler(engineRoutes(), backend, MEMBER_REQUESTS);
     hooks.tell = (change) => this.#tell(change);
     hooks.bytesLoaded = () => this.#bytesLoaded();
     hooks.isGenerating = () => (this.#leadership?.runtime.activeRequests ?? 0) > 0;
@@ -271,6 +272,7 @@ export class Cluster extends EventEmitter<ClusterEvents> {
       request: this.request.bind(this),
       health: () => this.#leadership?.runtime.health() ?? healthAnswer(this.#lead()),
     };
+    const { startHttpServer } = await import('../http/server.js');
     const inner = await startHttpServer(this.routes, backend, options);
     const close = (): Promise<void> => {
       this.#servers.delete(server);

@@ -1,8 +1,9 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { DroidLlamaError } from '../errors.js';
-import type { EngineResponse, EngineRoute, RequestOptions } from '../types.js';
+import type { EngineRoute } from '../types.js';
 import { createApp } from './app.js';
 import { isPublicPath } from './auth.js';
+import type { HttpBackend } from './backend.js';
 import { readBody } from './body.js';
 import { JSON_CONTENT_TYPE, messageOf } from './errors.js';
 import { abortOnHangUp } from './hang-up.js';
@@ -10,22 +11,6 @@ import type { ResolvedOptions } from './options.js';
 import { concretePath, engineHeaders, engineQuery } from './request.js';
 import { sendResponse } from './stream.js';
 import { tellWorkerFailure } from './worker-failure.js';
-
-/** What `GET /health` and `GET /v1/health` answer. */
-export interface HealthAnswer {
-  readonly status: number;
-  /** Sent as JSON. */
-  readonly body: object;
-}
-
-/** What the HTTP layer needs of a context; `DistributedContext` satisfies it structurally. */
-export interface HttpBackend {
-  /** Every endpoint; a path may hold parameters such as `:id_slot`. */
-  readonly routes: readonly EngineRoute[];
-  request(method: string, path: string, body: Uint8Array | undefined, options: RequestOptions): Promise<EngineResponse>;
-  /** Answers the health routes without waiting for an engine; without it, or undefined: the engine is asked. */
-  health?(): HealthAnswer | undefined;
-}
 
 /** The routes over a backend, ready to be given connections. */
 export interface Gateway {

@@ -20,6 +20,14 @@ export interface HttpServerOptions {
   signal?: AbortSignal;
 }
 
+/** Of the connections that an HTTP handler is given. */
+export interface SocketLimits {
+  /** Connections at once; those above it are closed. Default 1024. */
+  readonly maxConnections?: number;
+  /** Milliseconds in which a client that has something to send must send a part of it. Default 30000. */
+  readonly idleMs?: number;
+}
+
 export interface ResolvedOptions {
   readonly host: string;
   readonly port: number;

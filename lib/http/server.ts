@@ -1,11 +1,12 @@
 import type { Socket } from 'node:net';
 import type { EngineRoute } from '../types.js';
-import { createGateway, type Gateway, type HttpBackend } from './gateway.js';
+import type { HttpBackend } from './backend.js';
+import { createGateway, type Gateway } from './gateway.js';
 import { isLoopback, listen, urlOf } from './listen.js';
-import { type HttpServerOptions, resolveOptions } from './options.js';
-import { type SocketLimits, serveSockets } from './sockets.js';
+import { type HttpServerOptions, resolveOptions, type SocketLimits } from './options.js';
+import { serveSockets } from './sockets.js';
 
-export type { HealthAnswer, HttpBackend } from './gateway.js';
+export type { HealthAnswer, HttpBackend } from './backend.js';
 export type { HttpServerOptions } from './options.js';
 
 export interface HttpServer {

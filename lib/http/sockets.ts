@@ -2,14 +2,8 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { HEADERS_TIMEOUT_MS } from './app.js';
 import type { Gateway } from './gateway.js';
+import type { SocketLimits } from './options.js';
 import type { HttpHandler } from './server.js';
-
-export interface SocketLimits {
-  /** Connections at once; those above it are closed. Default 1024. */
-  readonly maxConnections?: number;
-  /** Milliseconds in which a client that has something to send must send a part of it. Default 30000. */
-  readonly idleMs?: number;
-}
 
 /** What is known of an open connection. */
 interface Connection {

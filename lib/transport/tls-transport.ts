@@ -3,6 +3,7 @@ import { Worker } from 'node:worker_threads';
 import { addon } from '../addon.js';
 import type { EndpointAddress } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
+import { packageFile } from '../package-file.js';
 import { invalid, optionalInteger, optionalOneOf, optionalString, show } from '../validate.js';
 import { COUNTERS, type Counter, type Failure, type FromThread, type ThreadData, type ToThread } from './messages.js';
 import { derivePsk } from './token.js';
@@ -18,7 +19,7 @@ import {
 } from './transport.js';
 
 // From dist also when this file is lib's own, as in tests: a thread of Node's cannot start from TypeScript.
-const THREAD = new URL('../../dist/transport/tls-thread.js', import.meta.url);
+const THREAD = 'dist/transport/tls-thread.js';
 const DIAL_TIMEOUT_MS = 10_000;
 const MAX_PREAMBLE_BYTES = 1024;
 /** A thread that is not gone by then is ended the hard way. */
@@ -68,7 +69,7 @@ class TlsTransport implements Transport {
       this.#starting = { resolve, reject };
     });
     // What the program was started with, such as a debugger, is not for this thread.
-    this.#thread = new Worker(THREAD, { workerData: data, execArgv: [], name: 'droid-llama tls' });
+    this.#thread = new Worker(packageFile(THREAD), { workerData: data, execArgv: [], name: 'droid-llama tls' });
     this.#thread.on('message', (message: FromThread) => this.#received(message));
     let failure: unknown;
     this.#thread.on('error', (error) => {

@@ -1,7 +1,7 @@
 /** Programs for arm64 on a machine that is none: Debian's cross compiler, its C library, Node and qemu. */
 import { execFile, spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, rename, rm } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { cacheDir } from './paths.js';
@@ -40,6 +40,30 @@ export async function fetchNode(): Promise<string> {
   await rm(directory, { recursive: true, force: true });
   await rename(fresh, directory);
   return program;
+}
+
+/**
+ * Makes a `node` in a directory that is one for arm64, for programs that start others with `process.execPath`: the kernel
+ * would not know how to run that one.
+ *
+ * @param variables of the environment that only the emulated programs see
+ * @returns its path
+ */
+export async function makeEmulatedNode(
+  directory: string,
+  processor: keyof typeof PROCESSORS,
+  variables: Readonly<Record<string, string>> = {},
+): Promise<string> {
+  await mkdir(directory, { recursive: true });
+  const file = join(directory, 'node');
+  const preload = join(directory, 'exec-path.cjs');
+  await writeFile(preload, `process.execPath = ${JSON.stringify(file)};\n`);
+  const [qemu, ...args] = onArm64(processor);
+  const settings = Object.entries(variables).flatMap(([name, value]) => ['-E', `${name}=${value}`]);
+  const command = [qemu, ...settings, ...args, await fetchNode(), '--require', preload];
+  const quoted = command.map((word) => `'${word.replaceAll("'", "'\\''")}'`);
+  await writeFile(file, `#!/bin/sh\nexec ${quoted.join(' ')} "$@"\n`, { mode: 0o755 });
+  return file;
 }
 
 /** The command line of a program for arm64. */

@@ -18,7 +18,16 @@ const layers = [
   ['http/', 'hub/', 'requests.ts', 'rpc-server.ts', 'engine-request.ts', 'context-options.ts', 'start-engine.ts'],
   ['placement.ts', 'probe.ts', 'rpc-peer.ts', 'rpc-stream.ts', 'security.ts', 'sse.ts', 'transport/', 'worker-link.ts'],
   ['addon.ts', 'connect-errors.ts', 'cpu.ts', 'endpoint.ts', 'validate.ts'],
-  ['errors.ts', 'serial-iterator.ts', 'size-text.ts', 'statistics.ts', 'types.ts', 'user-dirs.ts', 'version.ts'],
+  [
+    'errors.ts',
+    'package-file.ts',
+    'serial-iterator.ts',
+    'size-text.ts',
+    'statistics.ts',
+    'types.ts',
+    'user-dirs.ts',
+    'version.ts',
+  ],
 ];
 
 const files = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.ts'));

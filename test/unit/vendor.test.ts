@@ -158,6 +158,74 @@ describe('vendor/fetch.mjs', () => {
   });
 });
 
+describe('vendor/archive.mjs', () => {
+  const archived = () => join(vendor, 'llama.cpp.json.br');
+  let release: Release;
+  beforeAll(async () => {
+    release = await makeRelease('archived', {
+      'tools/server/server-context.h': '#pragma once // ü\n',
+      'tools/server/README.md': 'no\n',
+      'tests/test.cpp': 'no\n',
+      'vendor/LICENSE.md': 'yes\n',
+    });
+    release.lock.keep = ['CMakeLists.txt', 'tools', 'tests', 'vendor'];
+  });
+
+  async function makeArchive(): Promise<string> {
+    await cp(join(projectRoot, 'vendor/archive.mjs'), join(vendor, 'archive.mjs'));
+    await writeLock(release.lock);
+    const env = { PATH: process.env.PATH, HOME: scratch, DROID_LLAMA_CPP_TARBALL: release.tarball };
+    await run(process.execPath, [join(vendor, 'archive.mjs')], { env });
+    return join(vendor, 'archive.mjs');
+  }
+
+  test('packs what is compiled, which needs no other program to be unpacked', async () => {
+    await makeArchive();
+    const before = await readFile(join(vendor, 'llama.cpp/tools/server/server-context.h'), 'utf8');
+    // As a package has it: a few licences where the tree will be.
+    await rm(join(vendor, 'llama.cpp'), { recursive: true });
+    await mkdir(join(vendor, 'llama.cpp'));
+    await writeFile(join(vendor, 'llama.cpp/LICENSE'), '');
+    await expectFetched(await fetchSources({ PATH: join(scratch, 'nothing') }));
+    expect(await filesIn(join(vendor, 'llama.cpp'))).toEqual([
+      '.fetched.json',
+      'CMakeLists.txt',
+      'tools/server/server-context.h',
+      'vendor/LICENSE.md',
+    ]);
+    expect(await readFile(join(vendor, 'llama.cpp/tools/server/server-context.h'), 'utf8')).toBe(before);
+    expect((await readdir(vendor)).filter((name) => name.startsWith('.fetch-'))).toEqual([]);
+  });
+
+  test('makes the same file of the same sources', async () => {
+    await makeArchive();
+    const first = await readFile(archived());
+    await makeArchive();
+    expect((await readFile(archived())).equals(first)).toBe(true);
+  });
+
+  test('is not taken for what another lock says', async () => {
+    await makeArchive();
+    await rm(join(vendor, 'llama.cpp'), { recursive: true });
+    await writeLock({ ...release.lock, tag: 'v0.0.2' });
+    await expectFetched(await fetchSources({ DROID_LLAMA_CPP_TARBALL: release.tarball }));
+    expect(await filesIn(join(vendor, 'llama.cpp'))).toContain('tests/test.cpp');
+  });
+
+  test('takes its archive away again', async () => {
+    const script = await makeArchive();
+    await run(process.execPath, [script, '--remove']);
+    expect(await readdir(vendor)).not.toContain('llama.cpp.json.br');
+  });
+
+  test('packs nothing but what is pinned', async () => {
+    const script = await makeArchive();
+    const env = { ...process.env, DROID_LLAMA_CPP_DIR: join(vendor, 'llama.cpp') };
+    await rm(join(vendor, 'llama.cpp/.fetched.json'));
+    await expect(run(process.execPath, [script], { env })).rejects.toThrow(/is a local checkout/);
+  });
+});
+
 async function makeRelease(name: string, files: Record<string, string>): Promise<Release> {
   const dir = join(scratch, name);
   const repo = join(dir, 'repo');

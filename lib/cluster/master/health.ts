@@ -1,6 +1,7 @@
 /** What `GET /health` of any member tells about the cluster's engine. */
+
+import type { HealthAnswer } from '../../http/backend.js';
 import { errorDetails } from '../../http/errors.js';
-import type { HealthAnswer } from '../../http/gateway.js';
 import type { Lead } from '../types.js';
 
 /**

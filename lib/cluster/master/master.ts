@@ -4,7 +4,7 @@ import { addon, engineRoutes } from '../../addon.js';
 import { createContextOverLinks } from '../../context.js';
 import type { RequestBody } from '../../engine-request.js';
 import { DroidLlamaError } from '../../errors.js';
-import type { HealthAnswer, HttpBackend } from '../../http/gateway.js';
+import type { HealthAnswer, HttpBackend } from '../../http/backend.js';
 import type { ContextStats, EngineResponse, EngineRoute, LoadProgress, RequestOptions } from '../../types.js';
 import type { Lead, Measured, Plan } from '../types.js';
 import { countBody } from './counted-body.js';
