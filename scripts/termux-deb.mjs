@@ -22,7 +22,6 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { checkElf } from './elf.mjs';
 import { TARGETS } from './prebuild-targets.mjs';
-import { runtimeDependencies } from './runtime-dependencies.mjs';
 import { answers } from './toolchain.mjs';
 
 const HELP = `Makes droid-llama_<version>_aarch64.deb, which installs in Termux with:  apt install ./<file>
@@ -58,8 +57,11 @@ const EPOCH = 499_162_500;
 
 /** Of a package's files those that Node may load. Types, sources and source maps are several times as much. */
 const LOADED = /^\.(js|cjs|mjs|json|wasm)$/;
-const LICENSE = /^(licen[cs]e|copying|notice)/i;
-const NOT_LOADED = /^(test|tests|__tests__|docs?|examples?|bench|benchmarks?|\.github)$/;
+const LICENSE = /licen[cs]e/i;
+/** A build from source has no use for a package without sources. */
+const NOT_LOADED = /^cmake-js\.cjs$/;
+/** What the bundle in dist/ asks for by name. */
+const DEPENDENCIES = ['node_modules/node-gyp-build'];
 
 class Stage {
   /** @param {string} directory that becomes `/` */
@@ -98,14 +100,14 @@ class Stage {
     this.files.push(to);
   }
 
-  /** Everything of a directory that Node may load; packages inside it are none of its files. */
+  /** Everything of a directory that Node may load. */
   async copyLoaded(from, to) {
     for (const entry of await readdir(from, { withFileTypes: true })) {
       const { name } = entry;
       const [source, target] = [join(from, name), join(to, name)];
-      if (entry.isDirectory()) {
-        if (name !== 'node_modules' && !NOT_LOADED.test(name)) await this.copyLoaded(source, target);
-      } else if (LOADED.test(extname(name)) || LICENSE.test(name)) await this.copy(source, target);
+      if (NOT_LOADED.test(name)) continue;
+      if (entry.isDirectory()) await this.copyLoaded(source, target);
+      else if (LOADED.test(extname(name)) || LICENSE.test(name)) await this.copy(source, target);
     }
   }
 
@@ -128,7 +130,8 @@ async function check(addon, given) {
     const help = given ? 'give another --addon' : `npm run prebuild -- ${TARGET}`;
     throw new Error(`${given ? addon : ADDON} is missing: ${help}`);
   }
-  if (!existsSync(join(root, 'dist/cli/main.js'))) throw new Error('dist/ is missing: npm run prepare');
+  // tsc alone leaves none, and what imports packages that would not come along.
+  if (!existsSync(join(root, 'dist/THIRD-PARTY-LICENSES.txt'))) throw new Error('dist/ is missing: npm run prepare');
   if (!existsSync(join(root, 'vendor/llama.cpp/LICENSE'))) {
     throw new Error('llama.cpp, whose license goes along, is missing: node vendor/fetch.mjs');
   }
@@ -163,8 +166,7 @@ async function fill(stage, manifest, addon) {
   const kept = { name, version, description, license, type, engines, exports: withoutTypes(exports), bin };
   await stage.write(`${HOME}/package.json`, `${JSON.stringify(kept, null, 2)}\n`);
 
-  const dependencies = runtimeDependencies(root);
-  for (const directory of dependencies) {
+  for (const directory of DEPENDENCIES) {
     const from = join(root, directory);
     if (!existsSync(from)) throw new Error(`${directory} is missing: npm ci`);
     await stage.copyLoaded(from, `${HOME}/${directory}`);
@@ -179,7 +181,6 @@ async function fill(stage, manifest, addon) {
   // termux-services writes what a service prints to $PREFIX/var/log/sv/<service>.
   await stage.link(`/${PREFIX}/share/termux-services/svlogger`, `${SERVICE}/log/run`);
   await stage.write(`${PREFIX}/share/doc/droid-llama/copyright`, await licenses());
-  return dependencies.length;
 }
 
 /** No declarations are in the package. */
@@ -189,7 +190,7 @@ function withoutTypes(exports) {
   );
 }
 
-/** Of what is in the addon; the other packages have theirs beside them. */
+/** Of what is in the addon; those of the bundle lie beside it. */
 async function licenses() {
   const vendor = join(root, 'vendor/llama.cpp');
   const texts = [join(root, 'LICENSE'), join(vendor, 'LICENSE')];
@@ -243,9 +244,9 @@ async function build(addon, given, out) {
   const scratch = await mkdtemp(join(out, '.termux-deb-'));
   try {
     const stage = new Stage(join(scratch, 'root'));
-    const dependencies = await fill(stage, manifest, addon);
+    await fill(stage, manifest, addon);
     console.log(`${given ? addon : ADDON}, ${mib((await stat(addon)).size)}`);
-    console.log(`${stage.files.length} files, with ${dependencies} packages of npm: ${mib(stage.bytes)}`);
+    console.log(`${stage.files.length} files, ${mib(stage.bytes)}`);
     await describe(stage, manifest, version);
     await stage.settle(epoch);
     const deb = join(scratch, `droid-llama_${version}_aarch64.deb`);
