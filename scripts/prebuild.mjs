@@ -22,9 +22,31 @@ import { answers } from './toolchain.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
+const HELP = `Makes the addons that the package carries, in prebuilds/<platform>-<arch>/. Also \`npm run prebuild\`.
+
+Usage: npm run prebuild [-- options] [target...]
+
+Targets, of which all that can be made here are made when none is named:
+${Object.entries(TARGETS)
+  .map(([name, { madeOn }]) => `  ${name.padEnd(16)}on ${madeOn}`)
+  .join('\n')}
+
+  --check     make nothing: say what is missing or would not load, for publishing
+  -h, --help  this
+
+ANDROID_NDK_HOME is where Google's NDK is. Without it, the one for Android is an experiment; see docs/prebuilds.md.
+
+Examples:
+  $ npm run prebuild
+  $ npm run prebuild -- linux-arm64 android-arm64
+  $ npm run prebuild -- --check
+`;
+
 /** @param {string} name of a target */
 async function prebuild(name) {
   const target = TARGETS[name];
+  if (target.madeOn !== process.platform)
+    throw new Error(`${name} is made on ${target.madeOn}, not ${process.platform}`);
   const { command, apt } = target.compiler;
   if (!answers(command)) {
     throw new Error(
@@ -72,7 +94,9 @@ async function checkAll() {
     const { file, madeOn } = target;
     const path = join(root, 'prebuilds', file);
     if (!existsSync(path)) {
-      wrong.push(`prebuilds/${file} is missing, and ${name} would compile for minutes: npm run prebuild, on ${madeOn}`);
+      wrong.push(
+        `prebuilds/${file} is missing, and ${name} would compile for minutes: npm run prebuild -- ${name}, on ${madeOn}`,
+      );
       continue;
     }
     console.log(`prebuilds/${file}: ${await sizes(path)}`);
@@ -87,7 +111,14 @@ async function checkAll() {
 }
 
 async function main() {
-  const { values, positionals } = parseArgs({ options: { check: { type: 'boolean' } }, allowPositionals: true });
+  const { values, positionals } = parseArgs({
+    options: { check: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } },
+    allowPositionals: true,
+  });
+  if (values.help) {
+    process.stdout.write(HELP);
+    return;
+  }
   const unknown = positionals.find((name) => !(name in TARGETS));
   if (unknown) throw new Error(`there is no target ${unknown}; there are ${Object.keys(TARGETS).join(', ')}`);
   if (values.check) return checkAll();
@@ -97,5 +128,6 @@ async function main() {
 
 main().catch((error) => {
   console.error(`error: ${error.message}`);
+  if (error.code?.startsWith('ERR_PARSE_ARGS')) console.error('see npm run prebuild -- --help');
   process.exitCode = 1;
 });

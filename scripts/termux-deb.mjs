@@ -193,12 +193,12 @@ function withoutTypes(exports) {
 /** Of what is in the addon; those of the bundle lie beside it. */
 async function licenses() {
   const vendor = join(root, 'vendor/llama.cpp');
-  const texts = [join(root, 'LICENSE'), join(vendor, 'LICENSE')];
-  if (existsSync(join(vendor, 'licenses'))) {
-    for (const name of (await readdir(join(vendor, 'licenses'))).sort()) texts.push(join(vendor, 'licenses', name));
-  }
+  const files = await readdir(vendor, { recursive: true });
+  const texts = files.filter((file) => /(^|\/)(LICENSE[^/]*|licenses\/[^/]+)$/.test(file)).sort();
   const parts = await Promise.all(
-    texts.map(async (file) => `${relative(root, file)}\n\n${(await readFile(file, 'utf8')).trim()}\n`),
+    [join(root, 'LICENSE'), ...texts.map((file) => join(vendor, file))].map(
+      async (file) => `${relative(root, file)}\n\n${(await readFile(file, 'utf8')).trim()}\n`,
+    ),
   );
   return parts.join(`\n${'-'.repeat(80)}\n`);
 }

@@ -55,7 +55,7 @@ export const UP_ALIASES: Readonly<Record<string, string>> = {
 
 const HELP = `
 Start it on every device; at least one needs a model. The first one prints a join token, as text and as a QR code, which
-the others are started with. Each remembers it once it has met another one, so later starts need none. The devices find each other, the one that
+the others are started with. Each remembers it, so later starts need none. The devices find each other, the one that
 should be the master becomes it, places layers on the others and serves HTTP on --host and --port.
 
 ${TOKEN_HELP}
@@ -143,7 +143,8 @@ async function up(llamaArgs: readonly string[], options: UpOptions, stop: AbortS
   const token = given ?? storedToken();
   // Known before minutes of loading, and before anybody relies on this device.
   if ((options.model ?? options.hfRepo) !== undefined && options.port !== 0)
-    await checkPort(options.host, options.port);
+    await checkPort(options.host, options.port, 'for HTTP', '--port');
+  await checkPort(options.clusterHost, options.clusterPort, 'for other devices', '--cluster-port');
   const model = await modelFile(options, stop);
   const cluster = await Cluster.join({ ...(await clusterOptions(options, llamaArgs)), model, token, signal: stop });
   try {
@@ -201,7 +202,7 @@ async function clusterOptions(
 const FINAL_CODES = /^DROID_(MODEL_|LOAD_FAILED|INVALID_ARGUMENT)/;
 
 /** Whether HTTP will be able to listen. */
-async function checkPort(host: string, port: number): Promise<void> {
+async function checkPort(host: string, port: number, purpose: string, flag: string): Promise<void> {
   const server = createServer();
   try {
     await new Promise<void>((resolve, reject) => {
@@ -212,7 +213,7 @@ async function checkPort(host: string, port: number): Promise<void> {
     if ((cause as NodeJS.ErrnoException).code !== 'EADDRINUSE') return;
     throw new DroidLlamaError(
       'DROID_PORT_IN_USE',
-      `Port ${port} of ${host}, for HTTP, is taken: choose another one, e.g. --port ${port + 1}.`,
+      `Port ${port} of ${host}, ${purpose}, is taken: choose another one, e.g. ${flag} ${port + 1}.`,
       { cause },
     );
   } finally {

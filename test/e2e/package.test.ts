@@ -119,6 +119,7 @@ describe.skipIf(!(native in TARGETS) && !process.env.CI)('the package', () => {
           'README.md',
           'LICENSE',
           'CHANGELOG.md',
+          'docs/termux.md',
           'dist/index.js',
           'dist/index.d.ts',
           'dist/bench/index.js',
@@ -152,7 +153,8 @@ describe.skipIf(!(native in TARGETS) && !process.env.CI)('the package', () => {
 
     test('holds nothing else', async () => {
       const expected = [
-        /^(dist|cmake|native|scripts|vendor|prebuilds)\//,
+        /^(dist|native|scripts|vendor|prebuilds)\//,
+        /^docs\/(bench\/)?[\w-]+\.md$/,
         new RegExp(`^node_modules/(${BUNDLED.join('|')})/`),
         /^models\/(droid-tiny\.gguf|README\.md)$/,
         /^(package\.json|README\.md|LICENSE|CHANGELOG\.md|CMakeLists\.txt)$/,

@@ -219,6 +219,7 @@ describe.skipIf(unavailable)('the package for Termux', () => {
         expect(await termux.run('droid-llama', '--version')).toMatchObject({ status: 0, stdout: `${version}\n` });
         const demo = await termux.run('droid-llama', 'demo');
         expect(demo.stdout, demo.stderr).toMatch(/^2\+2 equals 4\.$/m);
+        expect(await termux.run('droid-llama', 'bench', '--help')).toMatchObject({ status: 0 });
         // On this machine's own Node everything but the addon.
         const main = termux.path(`${PACKAGE}/dist/cli/main.js`);
         expect((await run(process.execPath, [main, 'up', '--help'])).stdout).toContain('--cluster-port');
