@@ -21,9 +21,9 @@ set(target --target=aarch64-linux-android24)
 set(include "${DROID_ANDROID_SYSROOT}/usr/include")
 # What libc++ would have in its __config_site; and its headers before bionic's, those before musl's: each takes the next
 # file of its name.
-set(libcxx -nostdinc++ "SHELL:-isystem ${include}/c++/v1" -D_LIBCPP_ABI_VERSION=1 -D_LIBCPP_ABI_NAMESPACE=__ndk1
+set(libcxx -nostdinc++ "SHELL:-isystem \"${include}/c++/v1\"" -D_LIBCPP_ABI_VERSION=1 -D_LIBCPP_ABI_NAMESPACE=__ndk1
     -D_LIBCPP_HAS_NO_VENDOR_AVAILABILITY_ANNOTATIONS -D_LIBCPP_DISABLE_VISIBILITY_ANNOTATIONS)
-add_compile_options(${target} "$<$<COMPILE_LANGUAGE:CXX>:${libcxx}>" "SHELL:-isystem ${include}/bionic")
+add_compile_options(${target} "$<$<COMPILE_LANGUAGE:CXX>:${libcxx}>" "SHELL:-isystem \"${include}/bionic\"")
 # The builtins of this machine's clang are for this machine.
 add_link_options(${target} "-resource-dir=${DROID_ANDROID_SYSROOT}/compiler" -fuse-ld=lld-19 -rtlib=compiler-rt
     -unwindlib=libunwind -static-libstdc++)

@@ -227,9 +227,9 @@ let loaded: NativeAddon | undefined;
 /** The addon, loaded on first use. Throws `DROID_ADDON_NOT_FOUND`. */
 export function addon(): NativeAddon {
   if (loaded) return loaded;
-  const nodeGypBuild = require('node-gyp-build') as { resolve(dir: string): string };
   let file: string | undefined;
   try {
+    const nodeGypBuild = require('node-gyp-build') as { resolve(dir: string): string };
     file = nodeGypBuild.resolve(packageFile('.'));
     loaded = require(file) as NativeAddon;
   } catch (cause) {

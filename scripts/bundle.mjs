@@ -1,5 +1,6 @@
 // Makes dist/ what ships: the library and everything it imports, in a few files, so that an install fetches one package
-// and a start reads little. Runs after tsc, whose .d.ts files it keeps as far as they are needed.
+// and a start reads little. Of what tsc makes it keeps the .d.ts files that are needed. Also `npm run prepare`.
+import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
@@ -136,6 +137,10 @@ function packageOf(module) {
 }
 
 async function main() {
+  // Written last, so that a dist/ that has them is whole.
+  await rm(join(dist, LICENSES), { force: true });
+  const tsc = fileURLToPath(import.meta.resolve('typescript/bin/tsc'));
+  execFileSync(process.execPath, [tsc, '-p', join(root, 'tsconfig.build.json')], { stdio: 'inherit' });
   const chunks = [...(await libraryChunks()), ...(await cmakeJs())];
   const text = licenses(chunks);
   const kept = await declarations();

@@ -3,7 +3,6 @@
 import { spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, writeSync } from 'node:fs';
 import { readFile, rm } from 'node:fs/promises';
-import { createRequire } from 'node:module';
 import { availableParallelism, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -71,10 +70,10 @@ export async function compile(tree, flags, finish) {
   }
 }
 
-/** A package has it in one file (bundle.mjs), a checkout that is being installed among its dependencies. */
+/** A checkout has it among its dependencies, a package in one file (bundle.mjs). */
 function findCmakeJs() {
-  const bundled = join(root, 'dist', 'cmake-js.cjs');
-  return existsSync(bundled) ? bundled : createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js');
+  const own = join(root, 'node_modules', 'cmake-js', 'bin', 'cmake-js');
+  return existsSync(own) ? own : join(root, 'dist', 'cmake-js.cjs');
 }
 
 /** CMake refuses a tree that was made for another directory (a moved checkout) or by another generator. */

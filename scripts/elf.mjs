@@ -37,7 +37,10 @@ export function checkElf(file, rules, secrets = []) {
   expect(machine === rules.machine, `it is for ${machine}, not ${rules.machine}`);
   expect(/Type:\s*DYN/.test(header), 'it is no shared object');
 
-  for (const segment of read('-l').matchAll(/^ *(LOAD|GNU_STACK) .* ([R ][W ][E ]) (0x[0-9a-f]+)$/gm)) {
+  const segments = read('-l');
+  expect(/^ *GNU_STACK /m.test(segments), 'it does not say that its stack is not to be executed');
+  expect(rules.tls !== false || !/^ *TLS /m.test(segments), 'it has variables of threads that the loader has to know');
+  for (const segment of segments.matchAll(/^ *(LOAD|GNU_STACK) .* ([R ][W ][E ]) (0|0x[0-9a-f]+)$/gm)) {
     const [, type, flags = '', alignment = ''] = segment;
     if (type === 'GNU_STACK') expect(!flags.includes('E'), 'it wants a stack that can be executed');
     else expect(Number(alignment) >= ALIGNMENT, `a segment is aligned to ${alignment}, less than 16 KiB`);
@@ -50,6 +53,8 @@ export function checkElf(file, rules, secrets = []) {
   }
   expect(!/\((RPATH|RUNPATH)\)/.test(dynamic), 'it has a run path');
   expect(!/\(TEXTREL\)/.test(dynamic), 'it has relocations in its code');
+  expect(!/\((ANDROID_)?RELR\)/.test(dynamic), 'it has packed relocations, which older loaders do not know');
+  expect(!/\((AUXILIARY|FILTER)\)/.test(dynamic), 'it filters another library');
   expect(/BIND_NOW|FLAGS_1.*NOW/.test(dynamic), 'its symbols are not bound when it is loaded');
 
   const exported = [];
@@ -69,7 +74,7 @@ export function checkElf(file, rules, secrets = []) {
 function dynamicSymbols(table) {
   const found = [];
   //   Num: Value Size Type Bind Vis Ndx Name@Version, or Name@@Version where it is defined
-  for (const line of table.matchAll(/^ *\d+: [0-9a-f]+ +\S+ +\S+ +(?:GLOBAL|WEAK) +\S+ +(\S+) +(\S+)/gm)) {
+  for (const line of table.matchAll(/^ *\d+: [0-9a-f]+ +\S+ +\S+ +(?:GLOBAL|WEAK|UNIQUE) +\S+ +(\S+) +(\S+)/gm)) {
     const [, section, symbol = ''] = line;
     const [name = '', version] = symbol.split(/@+/);
     found.push({ name, version, defined: section !== 'UND' });

@@ -14,7 +14,8 @@ export function buildEnvironment({ root, sources }) {
     // llama.cpp would take the commit of the repository around it, ours or that of an app, for its own.
     GIT_CEILING_DIRECTORIES: dirname(sources),
     // ccache makes paths below this relative. An app's node_modules holds headers beside the package.
-    CCACHE_BASEDIR: root.split(`${sep}node_modules${sep}`)[0],
+    // It would look for a variable of that name.
+    ...(root.includes('$') ? {} : { CCACHE_BASEDIR: root.split(`${sep}node_modules${sep}`)[0] }),
     CCACHE_NOHASHDIR: '1',
     // -march=native means another thing on another machine, which a cache they share would not notice.
     CCACHE_NAMESPACE: `droid-llama-${cpuFingerprint()}`,

@@ -20,7 +20,7 @@ function reasonToCompile() {
     require(file).buildInfo();`;
   // In a child: an addon that this machine cannot run must not end the install. Whatever an earlier build left in build/
   // may be older than the sources.
-  const { status, signal, stderr, error } = spawnSync(process.execPath, ['-e', script], {
+  const { status, signal, stderr, error } = spawnSync(process.execPath, ['--input-type=commonjs', '-e', script], {
     env: { ...process.env, PREBUILDS_ONLY: '1' },
     encoding: 'utf8',
     stdio: ['ignore', 'ignore', 'pipe'],

@@ -44,6 +44,8 @@ export function checkMacho(file, rules, secrets = []) {
   let exported = [];
   for (let at = HEADER, left = bytes.readUInt32LE(16); left > 0; left--, at += bytes.readUInt32LE(at + 4)) {
     const command = bytes.readUInt32LE(at);
+    // Nothing would ever end a file that says so.
+    if (bytes.readUInt32LE(at + 4) < 8) return [...wrong, 'it is damaged'];
     if (LIBRARIES.has(command)) {
       const library = text(bytes, at + bytes.readUInt32LE(at + 8));
       expect(rules.libraries.test(library), `it needs ${library}`);

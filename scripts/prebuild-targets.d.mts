@@ -12,6 +12,7 @@ export interface ElfRules {
   readonly machine: string;
   readonly libraries: RegExp;
   readonly imports: (name: string, version?: string) => boolean;
+  readonly tls?: false;
 }
 
 export interface MachoRules {

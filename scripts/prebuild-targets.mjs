@@ -18,6 +18,7 @@ import { readApi } from '../android/api.mjs';
  * @property {string} machine as readelf names it
  * @property {RegExp} libraries that may be needed
  * @property {(name: string, version?: string) => boolean} imports whether a symbol may be asked for, besides Node-API's
+ * @property {false} [tls] that the loader has no variables of threads, as Android's before API level 29
  */
 
 /**
@@ -115,6 +116,7 @@ export const TARGETS = {
       machine: 'AArch64',
       libraries: /^lib(c|m|dl)\.so$/,
       imports: androidSymbols(),
+      tls: false,
     },
   },
   'darwin-arm64': { file: 'darwin-arm64/droid-llama.node', preset: 'darwin-arm64', ...mac('arm64') },

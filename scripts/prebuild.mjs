@@ -66,13 +66,14 @@ async function prebuild(name) {
     await mkdir(dirname(file), { recursive: true });
     // Rename, not overwrite: a process that has the old one mapped must keep its pages.
     await copyFile(addon, `${file}.new`);
-    if (target.strip) execFileSync(target.strip, ['--strip-all', `${file}.new`]);
-    const wrong = check(target, `${file}.new`);
-    if (wrong.length > 0) {
-      await rm(`${file}.new`);
-      throw new Error(`${file} would not do for ${name}:\n  ${wrong.join('\n  ')}`);
+    try {
+      if (target.strip) execFileSync(target.strip, ['--strip-all', `${file}.new`]);
+      const wrong = check(target, `${file}.new`);
+      if (wrong.length > 0) throw new Error(`${file} would not do for ${name}:\n  ${wrong.join('\n  ')}`);
+      await rename(`${file}.new`, file);
+    } finally {
+      await rm(`${file}.new`, { force: true });
     }
-    await rename(`${file}.new`, file);
     note(`built prebuilds/${target.file}, ${await sizes(file)}`);
   });
 }
@@ -84,7 +85,13 @@ async function sizes(file) {
 
 /** What is wrong with an addon. @param {import('./prebuild-targets.mjs').Target} target @param {string} file */
 function check({ elf, macho }, file) {
-  return elf ? checkElf(file, elf, [root]) : checkMacho(file, macho, [root]);
+  try {
+    return elf ? checkElf(file, elf, [root]) : checkMacho(file, macho, [root]);
+  } catch (error) {
+    return [
+      `it cannot be read: ${error.code === 'ENOENT' ? 'readelf is missing (apt-get install binutils)' : error.message}`,
+    ];
+  }
 }
 
 /** Prints what is there, and throws what publishing would miss. */
@@ -119,7 +126,7 @@ async function main() {
     process.stdout.write(HELP);
     return;
   }
-  const unknown = positionals.find((name) => !(name in TARGETS));
+  const unknown = positionals.find((name) => !Object.hasOwn(TARGETS, name));
   if (unknown) throw new Error(`there is no target ${unknown}; there are ${Object.keys(TARGETS).join(', ')}`);
   if (values.check) return checkAll();
   const here = Object.keys(TARGETS).filter((name) => TARGETS[name].madeOn === process.platform);

@@ -2,12 +2,11 @@
 // files are most of the time of an install, and few who install compile. fetch.mjs takes them out again.
 //
 //   node vendor/archive.mjs            fetch the sources where they are not there, and pack them
-//   node vendor/archive.mjs --remove   once the package is made: a checkout needs more of them than an archive has
-import { readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { readdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { promisify } from 'node:util';
 import { brotliCompress, constants } from 'node:zlib';
-import { ARCHIVE, ensureSources, STAMP } from './fetch.mjs';
+import { ARCHIVE, ensureSources } from './fetch.mjs';
 
 /** For tests, or of backends that are not switched on. CMake does not look at them. */
 const WITHOUT = [
@@ -19,6 +18,8 @@ const WITHOUT = [
 const QUALITY = 9;
 
 async function archive() {
+  // What the stamp of edited sources says is not true any more.
+  if (process.env.DROID_LLAMA_CPP_DIR) throw new Error('DROID_LLAMA_CPP_DIR is set; only what is pinned is packed');
   const sources = await ensureSources({ log: (line) => console.error(line) });
   const entries = await readdir(sources, { recursive: true, withFileTypes: true });
   const paths = entries
@@ -26,7 +27,6 @@ async function archive() {
     .map((entry) => relative(sources, join(entry.parentPath, entry.name)))
     .filter((path) => !WITHOUT.some((pattern) => pattern.test(path)))
     .sort();
-  if (!paths.includes(STAMP)) throw new Error(`${sources} is a local checkout; only what is pinned is packed`);
   const files = {};
   for (const path of paths) {
     const content = await readFile(join(sources, path));
@@ -40,11 +40,12 @@ async function archive() {
     [constants.BROTLI_PARAM_LGWIN]: constants.BROTLI_MAX_WINDOW_BITS,
     [constants.BROTLI_PARAM_SIZE_HINT]: text.length,
   };
-  await writeFile(ARCHIVE, await promisify(brotliCompress)(text, { params }));
+  const fresh = `${ARCHIVE}.${process.pid}`;
+  await writeFile(fresh, await promisify(brotliCompress)(text, { params }));
+  await rename(fresh, ARCHIVE);
 }
 
-const made = process.argv[2] === '--remove' ? rm(ARCHIVE, { force: true }) : archive();
-made.catch((error) => {
+archive().catch((error) => {
   console.error(`error: ${error.message}`);
   process.exitCode = 1;
 });

@@ -21,7 +21,7 @@ const target = join(here, 'llama.cpp');
 /** What a package has in place of the tree: `{ path: text }` as JSON, compressed; archive.mjs makes it. */
 export const ARCHIVE = join(here, 'llama.cpp.json.br');
 /** Lies in the tree and says what it is. */
-export const STAMP = '.fetched.json';
+const STAMP = '.fetched.json';
 const WORK_PREFIX = '.fetch-';
 const HOUR = 3_600_000;
 
@@ -57,7 +57,7 @@ export async function ensureSources({ log = () => {} } = {}) {
   const work = await mkdtemp(join(here, WORK_PREFIX));
   try {
     const tree = join(work, 'tree');
-    if (!(await unpackArchive(tree, want))) await fetchTree(tree, lock, want, work, log);
+    if (!(await unpackArchive(tree, want, log))) await fetchTree(tree, lock, want, work, log);
     await rm(target, { recursive: true, force: true });
     await rename(tree, target);
     log(`llama.cpp ${lock.tag} is in place`);
@@ -67,12 +67,18 @@ export async function ensureSources({ log = () => {} } = {}) {
   }
 }
 
-/** False where there is no archive of what the lock says. */
-async function unpackArchive(tree, want) {
-  const packed = await readFile(ARCHIVE).catch(() => undefined);
+/** False where there is no archive of what the lock says, and in a checkout, which needs more than an archive has. */
+async function unpackArchive(tree, want, log) {
+  const packed = existsSync(join(here, 'archive.mjs')) ? undefined : await readFile(ARCHIVE).catch(() => undefined);
   if (!packed) return false;
-  const files = JSON.parse((await promisify(brotliDecompress)(packed)).toString());
-  if (JSON.parse(files[STAMP]).fingerprint !== want) return false;
+  let files;
+  try {
+    files = JSON.parse((await promisify(brotliDecompress)(packed)).toString());
+    if (JSON.parse(files[STAMP]).fingerprint !== want) return false;
+  } catch (error) {
+    log(`${ARCHIVE} is damaged (${error.message})`);
+    return false;
+  }
   for (const [path, text] of Object.entries(files)) {
     await mkdir(dirname(join(tree, path)), { recursive: true });
     await writeFile(join(tree, path), text);

@@ -141,7 +141,7 @@ export class LinkProber extends EventEmitter<{ links: [readonly Link[]] }> {
       this.#targets.delete(id);
     }
     for (const peer of peers) {
-      const key = `${peer.incarnation} ${peer.port} ${this.#addresses(peer).join(' ')}`;
+      const key = `${peer.incarnation} ${peer.port} ${[...this.#addresses(peer)].sort().join(' ')}`;
       const before = this.#targets.get(peer.id);
       if (before?.key === key) continue;
       before?.running?.abort();
@@ -166,7 +166,8 @@ export class LinkProber extends EventEmitter<{ links: [readonly Link[]] }> {
     const usable = this.#options
       .addressesOf(peer)
       .filter((address) => isIP(address) !== 0 && (isDialable(address) || isLoopback(address)));
-    return [...new Set(usable)].sort().slice(0, MAX_ADDRESSES);
+    // The first ones are the best.
+    return [...new Set(usable)].slice(0, MAX_ADDRESSES);
   }
 
   /** Does not reject. */

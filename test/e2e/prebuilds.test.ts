@@ -104,6 +104,30 @@ describe.skipIf(unavailable)('prebuilt addons', () => {
           expect.stringContaining('it exports exported'),
         ]),
       );
+      await writeFile(
+        source,
+        'static int x;\nint *pointer = &x;\n__thread int own;\nint *use(void) { return &own; }\n',
+      );
+      const lld = ['-shared', '-fPIC', '-fuse-ld=lld-19', '-Wl,-z,execstack', '-Wl,--pack-dyn-relocs=relr'];
+      await run('clang-19', [...lld, '-o', bad, source]);
+      expect(checkElf(bad, { ...rules('linux-x64'), tls: false })).toEqual(
+        expect.arrayContaining([
+          'it wants a stack that can be executed',
+          'it has variables of threads that the loader has to know',
+          'it has packed relocations, which older loaders do not know',
+        ]),
+      );
+      const inline = join(directory, 'inline.cc');
+      await writeFile(inline, 'struct A { static inline int x = 1; };\nint * use() { return &A::x; }\n');
+      const object = join(directory, 'inline.o');
+      await run('x86_64-linux-gnu-g++', ['-c', '-fPIC', '-std=c++17', '-o', object, inline]);
+      await run('clang-19', ['-shared', '-fuse-ld=lld-19', '-Wl,-z,nognustack', '-o', bad, object]);
+      expect(checkElf(bad, rules('linux-x64'))).toEqual(
+        expect.arrayContaining([
+          'it does not say that its stack is not to be executed',
+          expect.stringMatching(/^it exports .*_ZN1A1xE/),
+        ]),
+      );
       const atomics = join(directory, 'atomics.c');
       await writeFile(atomics, 'int more(int * n) { return __atomic_add_fetch(n, 1, __ATOMIC_SEQ_CST); }\n');
       await run('aarch64-linux-gnu-gcc', ['-shared', '-fPIC', '-O2', '-moutline-atomics', '-o', bad, atomics]);

@@ -180,7 +180,8 @@ describe('vendor/archive.mjs', () => {
   }
 
   test('packs what is compiled, which needs no other program to be unpacked', async () => {
-    await makeArchive();
+    // A package does not have the script.
+    await rm(await makeArchive());
     const before = await readFile(join(vendor, 'llama.cpp/tools/server/server-context.h'), 'utf8');
     // As a package has it: a few licences where the tree will be.
     await rm(join(vendor, 'llama.cpp'), { recursive: true });
@@ -205,24 +206,30 @@ describe('vendor/archive.mjs', () => {
   });
 
   test('is not taken for what another lock says', async () => {
-    await makeArchive();
+    await rm(await makeArchive());
     await rm(join(vendor, 'llama.cpp'), { recursive: true });
     await writeLock({ ...release.lock, tag: 'v0.0.2' });
     await expectFetched(await fetchSources({ DROID_LLAMA_CPP_TARBALL: release.tarball }));
     expect(await filesIn(join(vendor, 'llama.cpp'))).toContain('tests/test.cpp');
   });
 
-  test('takes its archive away again', async () => {
-    const script = await makeArchive();
-    await run(process.execPath, [script, '--remove']);
-    expect(await readdir(vendor)).not.toContain('llama.cpp.json.br');
-  });
-
   test('packs nothing but what is pinned', async () => {
     const script = await makeArchive();
     const env = { ...process.env, DROID_LLAMA_CPP_DIR: join(vendor, 'llama.cpp') };
-    await rm(join(vendor, 'llama.cpp/.fetched.json'));
-    await expect(run(process.execPath, [script], { env })).rejects.toThrow(/is a local checkout/);
+    await expect(run(process.execPath, [script], { env })).rejects.toThrow(/only what is pinned is packed/);
+  });
+
+  test('is passed over when it is damaged, and in a checkout', async () => {
+    const script = await makeArchive();
+    await rm(join(vendor, 'llama.cpp'), { recursive: true });
+    await expectFetched(await fetchSources({ DROID_LLAMA_CPP_TARBALL: release.tarball }));
+    expect(await filesIn(join(vendor, 'llama.cpp'))).toContain('tests/test.cpp');
+    await rm(script);
+    await rm(join(vendor, 'llama.cpp'), { recursive: true });
+    await writeFile(archived(), (await readFile(archived())).subarray(0, 40));
+    const again = await fetchSources({ DROID_LLAMA_CPP_TARBALL: release.tarball });
+    await expectFetched(again);
+    expect(again.stderr + again.stdout).toContain('is damaged');
   });
 });
 

@@ -42,6 +42,7 @@ export class Membership {
   readonly #connections = new Set<ControlConnection>();
   /** The one that counts, of each peer. */
   readonly #current = new Map<string, ControlConnection>();
+  readonly #dialledAt = new Map<string, EndpointAddress>();
   readonly #claims = new Map<ControlConnection, string>();
   readonly #dials = new Map<ControlConnection, (outcome: DialOutcome) => void>();
   #self: Peer;
@@ -127,10 +128,9 @@ export class Membership {
     if (!this.#closed) this.#dialer.offer(address, named);
   }
 
-  /** The endpoint at which this device has dialled a member; undefined where it has not, or is not connected. */
+  /** The endpoint, numeric, at which this device has dialled a member last; also of one that it is not connected with now. */
   dialledAt(id: string): EndpointAddress | undefined {
-    const current = this.#current.get(id);
-    return current?.established && current.dialled ? current.address : undefined;
+    return this.#dialledAt.get(id);
   }
 
   /** Takes an incoming stream of any kind but `probe`. */
@@ -190,7 +190,10 @@ export class Membership {
       discardStream(stream);
       return { how: 'failed' };
     }
-    return new Promise((resolve) => this.#connect(stream, address, undefined, resolve));
+    const outcome = await new Promise<DialOutcome>((resolve) => this.#connect(stream, address, undefined, resolve));
+    for (const id of this.#dialledAt.keys()) if (!this.#view.has(id)) this.#dialledAt.delete(id);
+    if (outcome.how === 'connected') this.#dialledAt.set(outcome.id, stream.remote);
+    return outcome;
   }
 
   /** `claim` is who the dialler of an incoming stream says it is, `settle` waits for the outcome of a dial. */

@@ -21,8 +21,8 @@ export function dialAddresses(
   record: Pick<Peer, 'addresses' | 'port'>,
   dialled: EndpointAddress | undefined,
 ): string[] {
-  const more = dialled?.port === record.port ? [dialled.host] : [];
-  return [...new Set([...record.addresses, ...more])];
+  const first = dialled?.port === record.port ? [dialled.host] : [];
+  return [...new Set([...first, ...record.addresses])];
 }
 
 export interface KnownWays {
