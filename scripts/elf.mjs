@@ -74,7 +74,7 @@ export function checkElf(file, rules, secrets = []) {
 function dynamicSymbols(table) {
   const found = [];
   //   Num: Value Size Type Bind Vis Ndx Name@Version, or Name@@Version where it is defined
-  for (const line of table.matchAll(/^ *\d+: [0-9a-f]+ +\S+ +\S+ +(?:GLOBAL|WEAK|UNIQUE) +\S+ +(\S+) +(\S+)/gm)) {
+  for (const line of table.matchAll(/^ *\d+: [0-9a-f]+ +\S+ +\S+ +(?!LOCAL)(?:<.*?>: \d+|\S+) +\S+ +(\S+) +(\S+)/gm)) {
     const [, section, symbol = ''] = line;
     const [name = '', version] = symbol.split(/@+/);
     found.push({ name, version, defined: section !== 'UND' });
