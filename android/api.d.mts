@@ -1,5 +1,5 @@
 export interface ApiSymbol {
-  readonly library: string;
+  readonly soname: string;
   readonly version: string;
   readonly name: string;
   readonly data: boolean;

@@ -6,7 +6,7 @@ export const API_LEVEL = 24;
 
 /**
  * @typedef {object} ApiSymbol
- * @property {string} library such as libc.so
+ * @property {string} soname of its library, such as libc.so
  * @property {string} version of the symbol: LIBC, or LIBC_N for what came with API level 24
  * @property {string} name
  * @property {boolean} data a variable, not a function
@@ -17,13 +17,13 @@ export function readApi() {
   const text = readFileSync(new URL(`api-${API_LEVEL}.txt`, import.meta.url), 'utf8');
   /** @type {ApiSymbol[]} */
   const symbols = [];
-  let library = '';
+  let soname = '';
   let version = '';
   for (const line of text.split('\n')) {
     const words = line.startsWith('#') ? [] : line.split(' ').filter(Boolean);
-    if (words[0]?.endsWith('.so')) [library = '', version = ''] = words;
+    if (words[0]?.endsWith('.so')) [soname = '', version = ''] = words;
     else
-      for (const word of words) symbols.push({ library, version, name: word.replace('*', ''), data: word[0] === '*' });
+      for (const word of words) symbols.push({ soname, version, name: word.replace('*', ''), data: word[0] === '*' });
   }
   return symbols;
 }

@@ -139,14 +139,14 @@ async function linkLibraries(sysroot) {
   await mkdir(out, { recursive: true });
   const clang = (...args) => run(`clang-${CLANG.major}`, [`--target=${target}`, ...args]);
   const api = readApi();
-  for (const library of new Set(api.map((symbol) => symbol.library))) {
-    const symbols = api.filter((symbol) => symbol.library === library);
-    const source = join(out, `${library}.S`);
-    const script = join(out, `${library}.map`);
+  for (const soname of new Set(api.map((symbol) => symbol.soname))) {
+    const symbols = api.filter((symbol) => symbol.soname === soname);
+    const source = join(out, `${soname}.S`);
+    const script = join(out, `${soname}.map`);
     await writeFile(source, symbols.map(emptySymbol).join(''));
     await writeFile(script, versionScript(symbols));
-    const link = ['-nostdlib', '-shared', `-fuse-ld=lld-${CLANG.major}`, `-Wl,-soname,${library}`];
-    await clang(...link, `-Wl,--version-script,${script}`, '-o', join(out, library), source);
+    const link = ['-nostdlib', '-shared', `-fuse-ld=lld-${CLANG.major}`, `-Wl,-soname,${soname}`];
+    await clang(...link, `-Wl,--version-script,${script}`, '-o', join(out, soname), source);
     await rm(source);
     await rm(script);
   }

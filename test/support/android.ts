@@ -30,17 +30,17 @@ export async function buildBionic(): Promise<string> {
     [...code.matchAll(/^BIONIC\([^,]*, (\w+)|^DATA .* __asm__\("(\w+)"\)/gm)].map(([, name, data]) => name ?? data),
   );
   const api = readApi();
-  for (const library of LIBRARIES) {
-    const symbols = api.filter((symbol) => symbol.library === library && (!symbol.data || defined.has(symbol.name)));
-    const assembly = join(directory, `${library}.S`);
-    const script = join(directory, `${library}.map`);
+  for (const soname of LIBRARIES) {
+    const symbols = api.filter((symbol) => symbol.soname === soname && (!symbol.data || defined.has(symbol.name)));
+    const assembly = join(directory, `${soname}.S`);
+    const script = join(directory, `${soname}.map`);
     await writeFile(assembly, trampolines(symbols.filter(({ name }) => !defined.has(name))));
     await writeFile(script, `${versionScript(symbols)}HANDED_ON { global: bionic_lookup; };\n`);
-    const rest = library === 'libc.so' ? [source] : [join(directory, 'libc.so')];
+    const rest = soname === 'libc.so' ? [source] : [join(directory, 'libc.so')];
     await run('aarch64-linux-gnu-gcc', [
       ...['-shared', '-fPIC', '-O2', '-fvisibility=hidden', '-Wall', '-Wno-builtin-declaration-mismatch'],
-      ...[`-Wl,-soname,${library}`, `-Wl,--version-script,${script}`, '-Wl,-z,now'],
-      ...['-o', join(directory, library), assembly, ...rest],
+      ...[`-Wl,-soname,${soname}`, `-Wl,--version-script,${script}`, '-Wl,-z,now'],
+      ...['-o', join(directory, soname), assembly, ...rest],
     ]);
   }
   return directory;
