@@ -43,7 +43,7 @@ Examples:
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const packaging = join(root, 'packaging/termux');
 const TARGET = 'android-arm64';
-const ADDON = `prebuilds/${TARGET}/droid-llama.node`;
+const ADDON = `prebuilds/${TARGETS[TARGET].file}`;
 
 /** Where Termux has everything; compiled into its programs, so the same on every phone. */
 const PREFIX = 'data/data/com.termux/files/usr';
@@ -136,11 +136,9 @@ async function check(addon, given) {
     throw new Error('llama.cpp, whose license goes along, is missing: node vendor/fetch.mjs');
   }
   if ((await machine(addon)) !== 'aarch64') throw new Error(`${addon} is no addon for 64-bit Arm`);
-  const rules = TARGETS[TARGET]?.elf;
-  if (!given && rules) {
-    const wrong = checkElf(addon, rules, [root]);
-    if (wrong.length > 0) throw new Error(`${ADDON} would not do for ${TARGET}:\n  ${wrong.join('\n  ')}`);
-  }
+  // One that was compiled in Termux may need its libraries.
+  const wrong = given ? [] : checkElf(addon, TARGETS[TARGET].elf, [root]);
+  if (wrong.length > 0) throw new Error(`${ADDON} would not do for ${TARGET}:\n  ${wrong.join('\n  ')}`);
 }
 
 /** Reads the head of an ELF file. */

@@ -23,6 +23,18 @@ describe('droid-llama', () => {
     },
   );
 
+  it('up names the flag for a port that is taken', async () => {
+    const server = createServer().listen(0, '127.0.0.1');
+    onTestFinished(() => void server.close());
+    await once(server, 'listening');
+    const port = (server.address() as { port: number }).port;
+    const where = ['--cluster-host', '127.0.0.1', '--cluster-port', String(port)];
+    const { status, stderr } = await runCli('up', ...where, '--no-mdns', '--no-scan', '--no-tailscale');
+    expect(stderr).toContain(`Port ${port} of 127.0.0.1, for other devices, is taken`);
+    expect(stderr).toContain(`--cluster-port ${port + 1}`);
+    expect(status).not.toBe(0);
+  });
+
   it('says its version', async () => {
     expect(await runCli('--version')).toEqual({ status: 0, stdout: `${packageJson.version}\n`, stderr: '' });
   });

@@ -76,8 +76,8 @@ async function running(token: string): Promise<Termux> {
 }
 
 async function remember(termux: Termux, token: string): Promise<void> {
-  // As `droid-llama up` does.
-  const store = 'mkdir -p ~/.config/droid-llama && printf "%s\\n" "$1" >~/.config/droid-llama/token';
+  // Where `droid-llama up` does; with the end of line of an editor on Windows.
+  const store = 'mkdir -p ~/.config/droid-llama && printf "%s\\r\\n" "$1" >~/.config/droid-llama/token';
   expect(await termux.run('sh', '-c', store, 'sh', token)).toMatchObject({ status: 0 });
 }
 
