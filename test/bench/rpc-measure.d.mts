@@ -59,5 +59,6 @@ export declare function measureRounds(
   log?: (line: string) => void,
 ): Promise<Map<Pair, Speed[]>>;
 export declare function medianSpeed(speeds: readonly Speed[]): Speed;
+export declare function bestSpeed(speeds: readonly Speed[]): Speed;
 export declare function ratios(speed: Speed, other: Speed): { load: number; prompt: number; generation: number };
 export declare function describePair(pair: Pair): string;

@@ -137,6 +137,15 @@ export function medianSpeed(speeds) {
   };
 }
 
+/** What the least disturbed of them took. @param {readonly Speed[]} speeds @returns {Speed} */
+export function bestSpeed(speeds) {
+  return {
+    loadSeconds: Math.min(...speeds.map((speed) => speed.loadSeconds)),
+    promptPerSecond: Math.max(...speeds.map((speed) => speed.promptPerSecond)),
+    generatedPerSecond: Math.max(...speeds.map((speed) => speed.generatedPerSecond)),
+  };
+}
+
 /** How many times as fast as the other; above 1 is better, for loading as well. @param {Speed} speed @param {Speed} other */
 export function ratios(speed, other) {
   return {

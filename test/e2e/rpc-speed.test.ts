@@ -1,6 +1,6 @@
 /** Our ends of the RPC protocol against upstream's, in the short form of test/bench/rpc.mjs. */
 import { beforeAll, expect, it } from 'vitest';
-import { countTraffic, measureRounds, medianSpeed, PAIRS, ratios } from '../bench/rpc-measure.mjs';
+import { bestSpeed, countTraffic, measureRounds, PAIRS, ratios } from '../bench/rpc-measure.mjs';
 import { separateCores } from '../bench/rpc-programs.mjs';
 import { tinyModel } from '../support/paths.js';
 import { ensureUpstream } from '../upstream/build.mjs';
@@ -35,8 +35,10 @@ it('sends fewer messages and fewer bytes for a token than llama-server does', as
 });
 
 it('is not slower than upstream’s ends, as far as a busy machine can tell', async () => {
-  const samples = await measureRounds(model, 3);
-  const speedOf = (pair: Pair) => medianSpeed(samples.get(pair) ?? []);
+  // A load of the tiny model takes llama-server 30 or 45 ms, as its start happens to fall. Of draws from what was measured
+  // between equals, one in ten falls below 0.8 by the median of three, and two in ten thousand by the best of sixteen.
+  const samples = await measureRounds(model, 16);
+  const speedOf = (pair: Pair) => bestSpeed(samples.get(pair) ?? []);
   for (const pair of [ours, oursForUpstream]) {
     const { load, prompt, generation } = ratios(speedOf(pair), speedOf(upstream));
     const what = JSON.stringify({ pair, load, prompt, generation });
