@@ -6,7 +6,7 @@ import { DroidLlamaError } from '../errors.js';
 import { invalid } from '../validate.js';
 import { BenchDisplay } from './bench-progress.js';
 import { type BenchFormat, formatReport } from './bench-report.js';
-import { wrapText } from './format.js';
+import { helpText } from './help.js';
 import { addHubOption, HUB_ALIASES, modelFile } from './hub-model.js';
 import { report as reportError } from './report.js';
 import { warnIfInsecure } from './serve.js';
@@ -137,7 +137,7 @@ export function addBenchCommand(program: Command): void {
         .default('table'),
     )
     .option('--plot <file>', 'also draw the speeds of the splits and the time of a token, as SVG', nonEmpty)
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runBench);
 }
 

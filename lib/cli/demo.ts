@@ -2,10 +2,11 @@ import type { Command } from 'commander';
 import type { DistributedContext } from '../context.js';
 import { DroidLlamaError } from '../errors.js';
 import { packageFile } from '../package-file.js';
-import { placementTable, wrapText } from './format.js';
+import { placementTable } from './format.js';
+import { helpText } from './help.js';
 import { LoadingBar } from './progress.js';
 import { shutdownSignal } from './shutdown.js';
-import { note, print, printJson, stdoutColumns } from './terminal.js';
+import { note, print, printJson } from './terminal.js';
 import { WorkerProcess, workerCommand } from './worker-process.js';
 
 interface DemoOptions {
@@ -33,7 +34,7 @@ export function addDemoCommand(program: Command): void {
     .command('demo')
     .description('run a tiny model across two processes on this device')
     .option('--json', 'print one line of JSON at the end instead of text')
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runDemo);
 }
 

@@ -2,6 +2,7 @@ import type { Command } from 'commander';
 import type { CheckResult } from '../doctor/types.js';
 import { DEFAULT_CLUSTER_PORT } from '../endpoint.js';
 import { wrapText } from './format.js';
+import { helpText, NARROWEST } from './help.js';
 import { print, printJson, type Style, stdoutColumns, styled } from './terminal.js';
 import { defaultCacheDir, integer } from './values.js';
 
@@ -22,8 +23,6 @@ Examples:
 
 const STYLES: Readonly<Partial<Record<CheckResult['status'], Style>>> = { fail: 'red', warn: 'yellow', skip: 'dim' };
 const INDENT = '      ';
-/** Columns that what was found needs at least beside its title. */
-const NARROWEST = 30;
 
 export function addDoctorCommand(program: Command): void {
   program
@@ -32,7 +31,7 @@ export function addDoctorCommand(program: Command): void {
     .option('--port <port>', 'port of the HTTP API to look at', integer(1, 65535), 8080)
     .option('--cluster-port <port>', 'port for the other devices to look at', integer(1, 65535), DEFAULT_CLUSTER_PORT)
     .option('--json', 'print one line of JSON')
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runDoctor);
 }
 

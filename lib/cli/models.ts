@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import { sizeText } from '../size-text.js';
-import { tableWithin, wrapText } from './format.js';
+import { tableWithin } from './format.js';
+import { helpText } from './help.js';
 import { pullShown } from './hub-model.js';
 import { shutdownSignal } from './shutdown.js';
 import { note, print, printJson, stdoutColumns } from './terminal.js';
@@ -32,13 +33,13 @@ export function addModelCommands(program: Command): void {
     .description('download a model of the Hugging Face hub')
     .argument('<owner/name[:quantization]>', 'the model', nonEmpty)
     .option('--json', 'print one line of JSON')
-    .addHelpText('after', () => wrapText(PULL_HELP, stdoutColumns()))
+    .addHelpText('after', helpText(PULL_HELP))
     .action(runPull);
   const models = program
     .command('models')
     .description('list the models that were downloaded')
     .option('--json', 'print one line of JSON')
-    .addHelpText('after', () => wrapText(MODELS_HELP, stdoutColumns()))
+    .addHelpText('after', helpText(MODELS_HELP))
     .action(runList);
   models
     .command('rm')

@@ -1,8 +1,9 @@
 import type { Command } from 'commander';
 import { probeEndpoint } from '../probe.js';
-import { deviceLines, wrapText } from './format.js';
+import { deviceLines } from './format.js';
+import { helpText } from './help.js';
 import { shutdownSignal } from './shutdown.js';
-import { print, printJson, stdoutColumns, styled } from './terminal.js';
+import { print, printJson, styled } from './terminal.js';
 import { securityOf, TOKEN_HELP, tokenOption } from './token.js';
 import { endpointValue, integer } from './values.js';
 
@@ -33,7 +34,7 @@ export function addProbeCommand(program: Command): void {
     .addOption(tokenOption('the token the worker shows, if it is encrypted'))
     .option('--timeout <ms>', 'milliseconds to wait', integer(1), 5000)
     .option('--json', 'print one line of JSON')
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runProbe);
 }
 

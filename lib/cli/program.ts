@@ -4,6 +4,7 @@ import { knownFlags, splitArgs } from './argv.js';
 import { addBenchCommand, BENCH_ALIASES } from './bench.js';
 import { addDemoCommand } from './demo.js';
 import { addDoctorCommand } from './doctor.js';
+import { helpText, layOutHelp } from './help.js';
 import { addModelCommands } from './models.js';
 import { addProbeCommand } from './probe.js';
 import { addServeCommand, SERVE_ALIASES } from './serve.js';
@@ -13,6 +14,13 @@ import { addWorkerCommand } from './worker.js';
 
 const ALIASES: Readonly<Record<string, Readonly<Record<string, string>>>> = { up: UP_ALIASES, bench: BENCH_ALIASES };
 
+const HELP = `
+Examples:
+  $ droid-llama demo # try it on this device alone
+  $ droid-llama up -m model.gguf # on the device with the model; shows what to type on the others
+  $ droid-llama up --help
+`;
+
 /** The whole command line as commander sees it. Errors are thrown as `CommanderError` instead of ending the process. */
 export function createProgram(): Command {
   const program = new Command('droid-llama')
@@ -21,6 +29,7 @@ export function createProgram(): Command {
     .exitOverride()
     // Errors are printed in one place, as text or JSON.
     .configureOutput({ outputError: () => {} });
+  layOutHelp(program);
   addUpCommand(program);
   addStatusCommand(program);
   addDoctorCommand(program);
@@ -30,10 +39,7 @@ export function createProgram(): Command {
   addModelCommands(program);
   addBenchCommand(program);
   addDemoCommand(program);
-  program.addHelpText(
-    'after',
-    '\nExamples:\n  $ droid-llama up -m model.gguf\n  $ droid-llama demo\n  $ droid-llama serve --help\n',
-  );
+  program.addHelpText('after', helpText(HELP));
   return program;
 }
 

@@ -4,11 +4,12 @@ import type { DistributedContext } from '../context.js';
 import type { DistributedContextOptions } from '../context-options.js';
 import { isLoopbackHost, parseEndpoint } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
-import { placementTable, wrapText } from './format.js';
+import { placementTable } from './format.js';
+import { helpText } from './help.js';
 import { addHubOption, HUB_ALIASES, modelFile } from './hub-model.js';
 import { LoadingBar } from './progress.js';
 import { aborted, Interrupted, shutdownSignal } from './shutdown.js';
-import { note, print, printJson, stdoutColumns, styled, warn } from './terminal.js';
+import { note, print, printJson, styled, warn } from './terminal.js';
 import { type CliSecurity, insecureOption, securityOf, TOKEN_HELP, tokenOption } from './token.js';
 import type { ScaledLora } from './values.js';
 import {
@@ -146,7 +147,7 @@ export function addServeCommand(program: Command): void {
     .option('--llama-env', 'let LLAMA_ARG_* variables set what no flag sets, as llama-server does')
     .option('-v, --verbose', "print llama.cpp's own log")
     .option('--json', 'print one line of JSON when ready')
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runServe);
 }
 

@@ -2,6 +2,7 @@ import type { Command } from 'commander';
 import type { ClusterStatus, MemberStatus } from '../cluster/status.js';
 import type { Link } from '../cluster/types.js';
 import { mebibytes, tableWithin, wrapText } from './format.js';
+import { helpText } from './help.js';
 import { askStatus } from './status-socket.js';
 import { print, printJson, stdoutColumns } from './terminal.js';
 import { port } from './values.js';
@@ -27,7 +28,7 @@ export function addStatusCommand(program: Command): void {
     .description('who is in the cluster, what each holds, predicted and measured speed')
     .option('--cluster-port <number>', 'which cluster, where several run on this device', port)
     .option('--json', 'print one line of JSON')
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runStatus);
 }
 

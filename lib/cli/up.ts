@@ -6,12 +6,11 @@ import type { ClusterOptions } from '../cluster/options.js';
 import { DEFAULT_CLUSTER_PORT } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
 import type { HttpServer } from '../http/server.js';
-import { wrapText } from './format.js';
+import { helpText } from './help.js';
 import { addHubOption, HUB_ALIASES, modelFile } from './hub-model.js';
 import { Interrupted, shutdownSignal } from './shutdown.js';
 import { hasStoredToken, storedDeviceId, storedToken, storeToken } from './state.js';
 import { serveStatus } from './status-socket.js';
-import { stdoutColumns } from './terminal.js';
 import { TOKEN_HELP, TOKEN_VARIABLE, tokenOption } from './token.js';
 import { UpDisplay } from './up-display.js';
 import { byteSize, defaultCacheDir, integer, integerOrAuto, list, nonEmpty, orAuto, peers, port } from './values.js';
@@ -61,11 +60,11 @@ should be the master becomes it, places layers on the others and serves HTTP on 
 ${TOKEN_HELP}
 
 Examples:
-  $ droid-llama up -m model.gguf                       the first phone; prints the token
-  $ droid-llama up -hf Qwen/Qwen2.5-0.5B-Instruct-GGUF the same with a model that is downloaded
-  $ droid-llama up --token TOKEN                       every other one
-  $ droid-llama up --token TOKEN --peer 10.0.0.7:60000 when the devices are not in one network
-  $ droid-llama status                                 on any of them, in another terminal
+  $ droid-llama up -m model.gguf # the first phone; prints the token
+  $ droid-llama up -hf Qwen/Qwen2.5-0.5B-Instruct-GGUF # the same with a model that is downloaded
+  $ droid-llama up --token TOKEN # every other one
+  $ droid-llama up --token TOKEN --peer 10.0.0.7:60000 # when the devices are not in one network
+  $ droid-llama status # on any of them, in another terminal
 
 For scripts: with --json each event is a line of JSON on stdout with an "event": "started" (with the token), "peer",
 "roles", "plan", "progress", "ready", "lost", "warning". Further flags of llama-server go after --.
@@ -116,7 +115,7 @@ export function addUpCommand(program: Command): void {
     )
     .option('--request-wait <seconds>', 'how long a request waits for a model (default: 60)', integer(0, 86_400))
     .option('--json', 'print events as lines of JSON')
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runUp);
 }
 

@@ -3,10 +3,10 @@ import { DEFAULT_RPC_PORT, isLoopbackHost } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
 import type { RpcServer } from '../rpc-server.js';
 import { createToken } from '../transport/token.js';
-import { wrapText } from './format.js';
+import { helpText } from './help.js';
 import { present, type WorkerReady } from './lender.js';
 import { Interrupted, requestShutdown, shutdownSignal } from './shutdown.js';
-import { note, stdoutColumns, warn } from './terminal.js';
+import { note, warn } from './terminal.js';
 import { type CliSecurity, insecureOption, securityOf, TOKEN_HELP, tokenOption } from './token.js';
 import { byteSize, defaultCacheDir, integer, integerOrAuto, isSwitchedOn, nonEmpty, orAuto, port } from './values.js';
 
@@ -38,10 +38,10 @@ Sizes are MiB, or have a unit: 512M, 2G. The server runs in a second process, wh
 when it ends, after 0.5 s and then twice as long each time up to 30 s.
 
 Examples:
-  $ droid-llama worker --host 0.0.0.0 --port 60000     lend this phone to a master on the same hotspot
-  $ droid-llama worker --host 0.0.0.0 --insecure       the same for a master that is llama.cpp's own llama-server
-  $ droid-llama worker --memory 2G --cache             lend 2 GiB, and keep received weights for later loads
-  $ GGML_RPC_DEBUG=1 droid-llama worker                print each command and graph, like --verbose
+  $ droid-llama worker --host 0.0.0.0 --port 60000 # lend this phone to a master on the same hotspot
+  $ droid-llama worker --host 0.0.0.0 --insecure # the same for a master that is llama.cpp's own llama-server
+  $ droid-llama worker --memory 2G --cache # lend 2 GiB, and keep received weights for later loads
+  $ GGML_RPC_DEBUG=1 droid-llama worker # print each command and graph, like --verbose
 
 For scripts: with --json one line on stdout says when the worker is ready,
   {"endpoint":"127.0.0.1:50052","token":null,"devices":[...],"maxClients":8,"memoryLimit":...,
@@ -72,7 +72,7 @@ export function addWorkerCommand(program: Command): void {
     .option('--verbose', 'print each command and graph')
     .option('--json', 'print JSON lines and answer "stats" on stdin')
     .addOption(command.createOption('--child', 'be the process that another one starts').hideHelp())
-    .addHelpText('after', () => wrapText(HELP, stdoutColumns()))
+    .addHelpText('after', helpText(HELP))
     .action(runWorker);
 }
 
