@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import type { Cluster } from '../cluster/cluster.js';
 import { DroidLlamaError } from '../errors.js';
+import { linkSignals } from '../link-signals.js';
 import { type RequestSender, requestJson } from '../requests.js';
 import { invalid, knownKeys, optionalString, plainObject } from '../validate.js';
 import { type ClusterFacts, clusterLinks, clusterPlacement, masterShare } from './cluster-facts.js';
@@ -119,6 +120,9 @@ const propsSchema = z.object({
   default_generation_settings: z.object({ n_ctx: z.number().int().nonnegative().nullish() }).nullish(),
 });
 
+/** Longer than droid-llama's own server waits for its cluster by itself. */
+const PROPS_TIMEOUT_MS = 120_000;
+
 interface ServerProps {
   readonly model: string | null;
   readonly slots: number | null;
@@ -129,12 +133,21 @@ interface ServerProps {
 /** What a server says of itself; one that says nothing of it can be measured as well. */
 async function serverProps(sender: RequestSender, signal: AbortSignal | undefined): Promise<ServerProps> {
   let answer: unknown;
+  const silence = new AbortController();
+  const timer = setTimeout(
+    () => silence.abort(noServer(`/props was not answered in ${PROPS_TIMEOUT_MS / 1000} s`)),
+    PROPS_TIMEOUT_MS,
+  );
+  const either = linkSignals(signal, silence.signal);
   try {
-    answer = await requestJson(sender, '/props', undefined, { signal });
+    answer = await requestJson(sender, '/props', undefined, { signal: either.signal });
   } catch (error) {
     if (error instanceof DroidLlamaError && error.status === 404)
       return { model: null, slots: null, contextSize: null };
     throw error;
+  } finally {
+    clearTimeout(timer);
+    either.unlink();
   }
   const props = propsSchema.safeParse(answer);
   if (!props.success) throw noServer('/props is not understood');

@@ -1,6 +1,7 @@
 /** Several requests at once: how fast all of them are together, and what each one notices of the others. */
 import { performance } from 'node:perf_hooks';
 import { z } from 'zod';
+import { linkSignals } from '../link-signals.js';
 import { type RequestSender, streamRequest } from '../requests.js';
 import { completionBody, noServer, type Prompts, unlike } from './completion.js';
 import { percentiles, spread } from './spread.js';
@@ -46,10 +47,13 @@ export async function runStreams(
   { streams, tokens, signal }: { streams: number; tokens: number; signal?: AbortSignal },
 ): Promise<StreamTimes[]> {
   const failed = new AbortController();
-  const all = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal;
-  const running = Array.from({ length: streams }, () => runStream(sender, prompts.next(STREAM_PROMPT), tokens, all));
+  const all = linkSignals(signal, failed.signal);
+  const running = Array.from({ length: streams }, () =>
+    runStream(sender, prompts.next(STREAM_PROMPT), tokens, all.signal),
+  );
   for (const stream of running) stream.catch((error) => failed.abort(error));
   const results = await Promise.allSettled(running);
+  all.unlink();
   signal?.throwIfAborted();
   failed.signal.throwIfAborted();
   return results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));

@@ -4,12 +4,14 @@
  * Whoever dials a stream sends its id first. Where a device cannot be dialled, it is asked over the control connection
  * to dial a `reverse` stream itself, which carries a ticket: who asked finds the request by it that the stream is for.
  */
+
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { addon } from '../addon.js';
 import type { EndpointAddress } from '../endpoint.js';
 import { formatEndpoint } from '../endpoint.js';
 import { DroidLlamaError } from '../errors.js';
+import { linkSignals } from '../link-signals.js';
 import type { SecureStream, StreamKind, Transport } from '../transport/transport.js';
 import type { DialFailed, DialMe } from './control/messages.js';
 import { PEER_ID_BYTES, peerIdFromBytes, peerIdToBytes } from './control/peer-id.js';
@@ -280,20 +282,4 @@ function openFailed(name: string, kind: ServedKind, failures: readonly unknown[]
   const code = first instanceof DroidLlamaError ? first.code : 'DROID_ENDPOINT_UNREACHABLE';
   const why = failures.length > 0 ? failures.map(messageOf).join('; ') : 'no way to it is known';
   return new DroidLlamaError(code, `No ${kind} stream to ${name}: ${why}`, { cause: first });
-}
-
-/** AbortSignal.any() is younger than Node 20.0. */
-function linkSignals(first: AbortSignal, second: AbortSignal | undefined): { signal: AbortSignal; unlink: () => void } {
-  const controller = new AbortController();
-  const onFirst = (): void => controller.abort(first.reason);
-  const onSecond = (): void => controller.abort(second?.reason);
-  first.addEventListener('abort', onFirst, { once: true });
-  second?.addEventListener('abort', onSecond, { once: true });
-  return {
-    signal: controller.signal,
-    unlink: () => {
-      first.removeEventListener('abort', onFirst);
-      second?.removeEventListener('abort', onSecond);
-    },
-  };
 }

@@ -6,6 +6,7 @@ import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { downloadFile, HubApiError } from '@huggingface/hub';
 import { DroidLlamaError } from '../errors.js';
+import { linkSignals } from '../link-signals.js';
 import { explain, fetchWith, type HubAccess } from './repository.js';
 import type { ModelFile } from './variants.js';
 
@@ -105,8 +106,8 @@ async function* bytesFrom(options: DownloadOptions, offset: number): AsyncGenera
   const silence = new AbortController();
   const stalled = () => silence.abort(new Error(`nothing came for ${stallMs / 1000} s`));
   const timer = setTimeout(stalled, stallMs);
-  const signal = access.signal ? AbortSignal.any([access.signal, silence.signal]) : silence.signal;
-  const plain = fetchWith(signal);
+  const all = linkSignals(access.signal, silence.signal);
+  const plain = fetchWith(all.signal);
   let failure: unknown;
   const checked: typeof fetch = async (input, init) => {
     try {
@@ -143,6 +144,7 @@ async function* bytesFrom(options: DownloadOptions, offset: number): AsyncGenera
     throw failure ?? error;
   } finally {
     clearTimeout(timer);
+    all.unlink();
   }
 }
 

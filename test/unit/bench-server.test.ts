@@ -1,7 +1,8 @@
 /** Benchmarks of a server, here one that answers as llama-server does, or does not. */
+import { EventEmitter, once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { type BenchProgress, benchCluster, benchUrl } from '../../lib/bench/index.js';
 import type { ClusterStatus } from '../../lib/cluster/status.js';
 
@@ -121,6 +122,19 @@ describe('a benchmark of a server', () => {
     await refused({ promptTokens: [1020] });
     await refused({ generatedTokens: [1024] });
     expect(asked.filter(({ path }) => path === '/completion')).toEqual([]);
+  });
+
+  it('gives up on one that takes the connection and never answers', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    onTestFinished(() => void vi.useRealTimers());
+    const heard = new EventEmitter();
+    const { url } = await serve({ ...llama, '/props': () => heard.emit('/props') });
+    const [error] = await Promise.all([
+      benchUrl(url, short).catch((failure) => failure),
+      once(heard, '/props').then(() => vi.advanceTimersByTime(120_000)),
+    ]);
+    const message = expect.stringContaining('/props was not answered in 120 s');
+    expect(error).toMatchObject({ code: 'DROID_REQUEST_FAILED', message });
   });
 
   it.each([

@@ -20,6 +20,7 @@ const layers = [
   ['addon.ts', 'connect-errors.ts', 'cpu.ts', 'endpoint.ts', 'validate.ts'],
   [
     'errors.ts',
+    'link-signals.ts',
     'package-file.ts',
     'serial-iterator.ts',
     'size-text.ts',
