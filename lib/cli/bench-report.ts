@@ -189,10 +189,9 @@ const waitRows = ({ name, streams }: BenchCase): string[][] =>
   ]);
 
 /** One line for each number: what it is of, what it is, its unit, and what belongs to it. */
-function csv({ cases, links }: BenchReport): string {
-  const rows: (string | number | null)[][] = [
-    ['case', 'ubatch', 'threads', 'device', 'test', 'unit', 'median', 'min', 'max', 'predicted', 'floor'],
-  ];
+function csv({ date, model, cases, links }: BenchReport): string {
+  const head = ['case', 'ubatch', 'threads', 'device', 'test', 'unit', 'median', 'min', 'max', 'predicted', 'floor'];
+  const rows: Cell[][] = [];
   for (const { endpoint, ...link } of links) {
     for (const [test, unit, value] of [
       ['round trip', 'ms', link.roundTripMs],
@@ -203,7 +202,9 @@ function csv({ cases, links }: BenchReport): string {
     }
   }
   for (const entry of cases) rows.push(...caseLines(entry));
-  return rows.map((row) => row.map(csvCell).join(',')).join('\n');
+  // Files of several runs are put together, on other days and of other models.
+  const lines = [['date', 'model', ...head], ...rows.map((row) => [date, model, ...row])];
+  return lines.map((line) => line.map(csvCell).join(',')).join('\n');
 }
 
 type Cell = string | number | null;
@@ -214,10 +215,11 @@ function caseLines(entry: BenchCase): Cell[][] {
   const add = (device: string | null, test: string, unit: string, values: Cell[]) =>
     lines.push([name, ubatchSize, threads, device, test, unit, ...values, ...Array(5 - values.length).fill(null)]);
   const spreadOf = ({ median, min, max }: Spread) => [median, min, max];
-  for (const { kind, seconds, weightsSent, weightsReused } of entry.loads) {
-    add(null, `${kind} load`, 's', [seconds]);
-    add(null, `${kind} load, weights sent`, 'bytes', [weightsSent]);
-    add(null, `${kind} load, weights reused`, 'bytes', [weightsReused]);
+  for (const [i, { kind, seconds, weightsSent, weightsReused }] of entry.loads.entries()) {
+    const load = `load ${i + 1}, ${kind}`;
+    add(null, load, 's', [seconds]);
+    add(null, `${load}, weights sent`, 'bytes', [weightsSent]);
+    add(null, `${load}, weights reused`, 'bytes', [weightsReused]);
   }
   for (const { tokens, tokensPerSecond, predicted } of entry.prompts) {
     add(null, `pp${tokens}`, 'tokens/s', [...spreadOf(tokensPerSecond), predicted]);

@@ -83,7 +83,9 @@ describe('droid-llama bench', () => {
       { name: url, prompts: [{ tokens: 32 }], generations: [], streams: [{ streams: 2 }] },
     ]);
     const csv = await runCli('bench', '--url', url, '-p', '0', '-n', '8', '-r', '1', '-o', 'csv');
-    expect(csv.stdout).toMatch(new RegExp(`^${url},,,,tg8,tokens/s,[\\d.]+,[\\d.]+,[\\d.]+,,$`, 'm'));
+    expect(csv.stdout).toMatch(
+      new RegExp(`^\\d{4}-[^,]+Z,[^,]+gguf,${url},,,,tg8,tokens/s,[\\d.]+,[\\d.]+,[\\d.]+,,$`, 'm'),
+    );
   });
 
   it('measures the cluster that this device leads', async () => {

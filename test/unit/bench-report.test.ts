@@ -97,11 +97,14 @@ describe('a report as CSV', () => {
   });
 
   it('has one number a line, all lines with as many cells', () => {
-    const rows = lines(formatReport(benchReport(), 'csv'));
-    expect(rows[0]).toBe('case,ubatch,threads,device,test,unit,median,min,max,predicted,floor');
+    const { date, model } = benchReport();
+    const [head, ...measured] = lines(formatReport(benchReport(), 'csv'));
+    expect(head).toBe('date,model,case,ubatch,threads,device,test,unit,median,min,max,predicted,floor');
+    const rows = measured.map((row) => row.replace(`${date},${model},`, ''));
     expect(rows).toContain('"[0.5, 0.5]",,4,,tg128,tokens/s,25,23,27,28,31.25');
     expect(rows).toContain(`"[0.5, 0.5]",,4,${worker},sent,bytes/token,7927,,,,`);
-    expect(rows).toContain('"[0.5, 0.5]",,4,,warm load,s,1.25,,,,');
+    expect(rows).toContain('"[0.5, 0.5]",,4,,"load 1, cold",s,20,,,,');
+    expect(rows).toContain('"[0.5, 0.5]",,4,,"load 2, warm",s,1.25,,,,');
     expect(rows).toContain(`,,,${worker},up,bytes/s,6250000,,,,`);
     for (const row of rows) expect(row.replace(/"[^"]*"/g, '').split(',')).toHaveLength(11);
   });
