@@ -194,8 +194,10 @@ TEST(an_offer_waits_for_its_answer_only_when_something_else_is_asked) {
     Manifest manifest;
     manifest.entries["leaf_1"] = {Sha256{2}, 256};
     manifest.entries["a"] = {Sha256{1}, 256};
+    // The handshake waits once, or twice when its answers come apart.
+    const uint64_t waits = worker->counters().waits;
     worker->offer(manifest);
-    CHECK_EQUAL(worker->counters().waits.load(), 1u);  // the handshake's
+    CHECK_EQUAL(worker->counters().waits.load(), waits);
     offered = true;
     Sum sum(worker->device());
     CHECK(looked_before);
