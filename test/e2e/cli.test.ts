@@ -16,7 +16,7 @@ describe('droid-llama', () => {
     async (line) => {
       const { status, stdout, stderr } = await runCli(...line.split(' '));
       expect(stdout).toMatch(new RegExp(`^Usage: droid-llama ${line.replace('--help', '')}`));
-      expect(stdout).toMatch(/^Examples:\n {2}\$ .*droid-llama /m);
+      expect(stdout).toMatch(/^Examples:\n(?: {2}# .*\n)* {2}\$ .*droid-llama /m);
       // Text is broken where a terminal of 80 columns would; only what is to be copied is longer.
       expect(stdout.split('\n').filter((text) => /^\S.{80}/.test(text))).toEqual([]);
       expect([status, stderr]).toEqual([0, '']);

@@ -91,7 +91,7 @@ describe('command line', () => {
 
   it.each(['worker', 'serve', 'probe', 'demo', 'pull', 'models'])('has examples in the help of %s', async (command) => {
     expect(await run(command, '--help')).toBe(0);
-    expect(stdout).toMatch(new RegExp(`Examples:\\n.*droid-llama ${command}`));
+    expect(stdout).toMatch(new RegExp(`Examples:\\n(?: {2}# .*\\n)*.*droid-llama ${command}`));
   });
 
   it('knows its version', async () => {
