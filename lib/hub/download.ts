@@ -1,13 +1,14 @@
 /** One file of the hub, downloaded into its place: resumed after a break, checked, and never there in part. */
 import { createHash, type Hash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { type FileHandle, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { downloadFile, HubApiError } from '@huggingface/hub';
 import { DroidLlamaError } from '../errors.js';
 import { linkSignals } from '../link-signals.js';
-import { explain, fetchWith, type HubAccess } from './repository.js';
+import { fetchWith } from './fetch.js';
+import { lock } from './lock.js';
+import { explain, type HubAccess, systemCodes } from './repository.js';
 import type { ModelFile } from './variants.js';
 
 export interface DownloadOptions {
@@ -27,6 +28,8 @@ export interface DownloadOptions {
 }
 
 const STALL_MS = 30_000;
+/** At once, of what is there already. */
+const HASHED_BYTES = 2 ** 20;
 const RETRY_DELAYS_MS = [500, 1000, 2000, 4000, 8000, 15_000];
 
 /** Bytes of a download that was broken off. */
@@ -96,9 +99,14 @@ async function hashPart(handle: FileHandle, file: ModelFile, hash: Hash, signal?
     await handle.truncate(0);
     return 0;
   }
-  for await (const chunk of createReadStream('', { fd: handle, start: 0, autoClose: false, signal }))
-    hash.update(chunk);
-  return size;
+  const buffer = Buffer.allocUnsafe(HASHED_BYTES);
+  for (let at = 0; ; ) {
+    signal?.throwIfAborted();
+    const { bytesRead } = await handle.read(buffer, 0, buffer.length, at);
+    if (bytesRead === 0) return at;
+    hash.update(buffer.subarray(0, bytesRead));
+    at += bytesRead;
+  }
 }
 
 async function* bytesFrom(options: DownloadOptions, offset: number): AsyncGenerator<Uint8Array> {
@@ -107,7 +115,7 @@ async function* bytesFrom(options: DownloadOptions, offset: number): AsyncGenera
   const stalled = () => silence.abort(new Error(`nothing came for ${stallMs / 1000} s`));
   const timer = setTimeout(stalled, stallMs);
   const all = linkSignals(access.signal, silence.signal);
-  const plain = fetchWith(all.signal);
+  const plain = fetchWith(access, all.signal);
   let failure: unknown;
   const checked: typeof fetch = async (input, init) => {
     try {
@@ -168,35 +176,7 @@ async function write(handle: FileHandle, chunk: Uint8Array): Promise<void> {
 /** What another try would not change. */
 function isFinal(error: unknown): boolean {
   if (error instanceof DroidLlamaError) return true;
+  // What fetch() itself refuses, a redirect without an end or to a file, has no system's error below it.
+  if (error instanceof TypeError && error.cause instanceof Error) return systemCodes(error.cause).length === 0;
   return error instanceof HubApiError && error.statusCode >= 400 && error.statusCode < 500 && error.statusCode !== 429;
-}
-
-/** Two processes that write one file would damage it. Returns what gives it free. */
-async function lock(target: string): Promise<() => Promise<void>> {
-  const path = `${target}.lock`;
-  for (let i = 0; ; i++) {
-    try {
-      const handle = await open(path, 'wx');
-      await handle.writeFile(String(process.pid));
-      await handle.close();
-      return () => rm(path, { force: true });
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-    }
-    const owner = Number(await readFile(path, 'utf8').catch(() => ''));
-    if (i > 0 || isRunning(owner)) {
-      throw new DroidLlamaError('DROID_DOWNLOAD_FAILED', `Process ${owner} is downloading ${target} already.`);
-    }
-    await rm(path, { force: true });
-  }
-}
-
-function isRunning(pid: number): boolean {
-  if (!Number.isInteger(pid) || pid < 1) return false;
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
-  }
 }

@@ -1,9 +1,9 @@
 /** The models on this device's disk, as they were pulled: <cache>/models/<owner>/<name>/<path of the file>. */
 import { readdir, rm, rmdir, stat } from 'node:fs/promises';
-import { dirname, join, relative, sep } from 'node:path';
+import { basename, dirname, join, relative, sep } from 'node:path';
 import { cacheDir } from '../user-dirs.js';
-import { formatReference, type ModelReference } from './reference.js';
-import { type ModelFile, type Variant, variantsOf } from './variants.js';
+import { formatReference, isRepo, type ModelReference } from './reference.js';
+import { type ModelFile, type Variant, variantName, variantsOf } from './variants.js';
 
 export interface StoredModel {
   /** As {@link pullModel} takes it. */
@@ -36,9 +36,11 @@ export async function storedVariants(models: string, repo: string): Promise<Vari
 
 /** By reference. Empty where nothing was ever pulled. */
 export async function listStored(models: string): Promise<StoredModel[]> {
-  const repos = new Set((await filesBelow(models)).map((path) => path.split(sep).slice(0, 2).join('/')));
+  // What somebody laid elsewhere below is of no repository.
+  const below = (await filesBelow(models)).map((path) => path.split(sep)).filter(({ length }) => length > 2);
+  const repos = new Set(below.map((path) => path.slice(0, 2).join('/')));
   const found: StoredModel[] = [];
-  for (const repo of [...repos].sort()) {
+  for (const repo of [...repos].filter(isRepo).sort()) {
     for (const { name, files, bytes } of await storedVariants(models, repo)) {
       const paths = files.map(({ path }) => join(repoDir(models, repo), path));
       const times = await Promise.all(paths.map(async (path) => (await stat(path)).mtimeMs));
@@ -52,9 +54,11 @@ export async function listStored(models: string): Promise<StoredModel[]> {
 /** Removes all that a reference names, what is not whole included; returns the bytes that were freed. */
 export async function removeStored(models: string, { repo, variant }: ModelReference): Promise<number> {
   const directory = repoDir(models, repo);
-  const whole = variant === undefined ? undefined : await storedVariants(models, repo);
-  const chosen = whole?.find(({ name }) => name.toUpperCase() === variant?.toUpperCase());
-  const paths = whole ? (chosen?.files.map(({ path }) => join(directory, path)) ?? []) : await allBelow(directory);
+  const isNamed = (path: string) => {
+    const model = basename(path).replace(/\.(part|lock)$/, '');
+    return variant === undefined || variantName(model)?.toUpperCase() === variant.toUpperCase();
+  };
+  const paths = (await allBelow(directory)).filter(isNamed);
   let bytes = 0;
   for (const path of paths) {
     bytes += (await stat(path)).size;

@@ -3,7 +3,7 @@ import { stat, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { DroidLlamaError } from '../errors.js';
 import { sizeText } from '../size-text.js';
-import { knownKeys, optionalString, plainObject } from '../validate.js';
+import { invalid, knownKeys, optionalString, plainObject } from '../validate.js';
 import { listStored, modelsDir, removeStored, repoDir, type StoredModel, storedVariants } from './model-store.js';
 import { formatReference, type ModelReference, parseReference } from './reference.js';
 import type { HubAccess } from './repository.js';
@@ -54,7 +54,8 @@ const MOST_NAMED = 40;
  * anything is downloaded, where it is known), `DROID_DOWNLOAD_FAILED` or the signal's reason.
  */
 export async function pullModel(reference: string, options: PullOptions = {}): Promise<PulledModel> {
-  const { access, models } = checkOptions(options);
+  const models = checkOptions(options);
+  const access = hubAccess(options);
   const wanted = parseReference(reference);
   access.signal?.throwIfAborted();
   return onDisk(models, access.signal, () => pull(wanted, options, access, models));
@@ -75,6 +76,7 @@ async function pull(
 
   let before = 0;
   for (const { file, target } of places) {
+    access.signal?.throwIfAborted();
     const onProgress = (bytes: number) => options.onProgress?.({ file: file.path, bytes: before + bytes, total });
     if (!(await isThere(target, file.size))) {
       const onRetry = (why: string) => options.onWarning?.(`the download broke off (${why}); going on`);
@@ -92,7 +94,7 @@ async function pull(
 
 /** The models that were pulled. */
 export async function listModels(options: Pick<PullOptions, 'directory'> = {}): Promise<StoredModel[]> {
-  const { models } = checkOptions(options);
+  const models = checkOptions(options);
   return onDisk(models, undefined, () => listStored(models));
 }
 
@@ -101,7 +103,7 @@ export async function listModels(options: Pick<PullOptions, 'directory'> = {}): 
  * @returns the bytes that were freed. Rejects with `DROID_MODEL_NOT_FOUND`.
  */
 export async function removeModel(reference: string, options: Pick<PullOptions, 'directory'> = {}): Promise<number> {
-  const { models } = checkOptions(options);
+  const models = checkOptions(options);
   const wanted = parseReference(reference);
   const bytes = await onDisk(models, undefined, () => removeStored(models, wanted));
   if (bytes > 0) return bytes;
@@ -110,22 +112,33 @@ export async function removeModel(reference: string, options: Pick<PullOptions, 
   throw new DroidLlamaError('DROID_MODEL_NOT_FOUND', `${reference} is not on this device; ${there}.`);
 }
 
-function checkOptions(options: PullOptions): { access: HubAccess; models: string } {
+/** Returns the directory of the models. */
+function checkOptions(options: PullOptions): string {
   plainObject('options', options);
   knownKeys('options', options, OPTION_NAMES);
-  const url = optionalString('hubUrl', options.hubUrl) ?? (process.env.HF_ENDPOINT || 'https://huggingface.co');
-  const token = optionalString('hubToken', options.hubToken) ?? (process.env.HF_TOKEN || undefined);
-  if (!/^https?:\/\//.test(url)) {
-    throw new DroidLlamaError(
-      'DROID_INVALID_ARGUMENT',
-      `hubUrl is ${JSON.stringify(url)}; it must begin with https://.`,
+  return optionalString('directory', options.directory) ?? modelsDir();
+}
+
+function hubAccess({ hubUrl, hubToken, signal }: PullOptions): HubAccess {
+  const text = optionalString('hubUrl', hubUrl) ?? (process.env.HF_ENDPOINT || 'https://huggingface.co');
+  const token = optionalString('hubToken', hubToken) ?? (process.env.HF_TOKEN?.trim() || undefined);
+  // Neither is shown: a token is secret, and an address may hold a password.
+  if (!isHubUrl(text)) {
+    invalid(
+      `${hubUrl === undefined ? 'HF_ENDPOINT' : 'hubUrl'} is no address of a hub; it must begin with https:// and hold no password.`,
     );
   }
-  const directory = optionalString('directory', options.directory);
-  return {
-    access: { url: url.replace(/\/+$/, ''), token, signal: options.signal },
-    models: directory ?? modelsDir(),
-  };
+  if (token !== undefined && !/^hf_[!-~]+$/.test(token)) {
+    invalid(`${hubToken === undefined ? 'HF_TOKEN' : 'hubToken'} is no token of the hub; those begin with hf_.`);
+  }
+  return { url: text.replace(/\/+$/, ''), token, signal };
+}
+
+/** fetch() refuses a user name in an address, and says it whole then. */
+function isHubUrl(text: string): boolean {
+  if (!/^https?:\/\//.test(text) || !URL.canParse(text)) return false;
+  const { username, password } = new URL(text);
+  return username === '' && password === '';
 }
 
 async function findVariant(

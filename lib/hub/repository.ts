@@ -2,6 +2,7 @@
 import { HubApiError, listFiles, listModels } from '@huggingface/hub';
 import { errorParts } from '../connect-errors.js';
 import { DroidLlamaError } from '../errors.js';
+import { fetchPages } from './fetch.js';
 import { formatReference, type ModelReference } from './reference.js';
 import type { ModelFile } from './variants.js';
 
@@ -23,12 +24,12 @@ export async function listModelFiles(reference: ModelReference, access: HubAcces
   let seen = 0;
   try {
     const options = { repo: reference.repo, recursive: true, hubUrl: access.url, accessToken: access.token };
-    for await (const { type, path, size, lfs } of listFiles({ ...options, fetch: fetchWith(access.signal) })) {
+    for await (const { type, path, size, lfs } of listFiles({ ...options, fetch: fetchPages(access) })) {
       if (++seen > MOST_FILES) break;
-      if (type !== 'file' || !/\.gguf$/i.test(path) || !PATH.test(path)) continue;
+      if (type !== 'file' || typeof path !== 'string' || !/\.gguf$/i.test(path) || !PATH.test(path)) continue;
       const bytes = lfs?.size ?? size;
       if (!Number.isSafeInteger(bytes) || bytes < 1) continue;
-      const oid = lfs?.oid ?? '';
+      const oid = String(lfs?.oid);
       files.push({ path, size: bytes, sha256: /^[0-9a-f]{64}$/.test(oid) ? oid : null });
     }
   } catch (error) {
@@ -36,11 +37,6 @@ export async function listModelFiles(reference: ModelReference, access: HubAcces
     throw await explain(error, reference, access);
   }
   return files;
-}
-
-/** `fetch` that a signal ends. */
-export function fetchWith(signal: AbortSignal | undefined): typeof fetch {
-  return (input, init) => fetch(input, { ...init, signal: signal ?? null });
 }
 
 /** Gives an error of asking the hub its code, and says what to do. */
@@ -69,12 +65,17 @@ export async function explain(error: unknown, reference: ModelReference, access:
   const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error;
   if (!(cause instanceof Error))
     return new DroidLlamaError('DROID_DOWNLOAD_FAILED', `${what}: ${printable(String(cause))}`);
-  const codes = errorParts(cause).flatMap(({ code }) => code ?? []);
+  const codes = systemCodes(cause);
   const why =
     codes.length > 0
       ? `${access.url} cannot be reached (${codes.join(', ')}). Is this device online?`
       : `the download ended: ${printable(cause.message)}`;
   return new DroidLlamaError('DROID_DOWNLOAD_FAILED', `${what}: ${why}`, { cause: error });
+}
+
+/** Empty where it was not the system or the network that failed. */
+export function systemCodes(error: Error): string[] {
+  return errorParts(error).flatMap(({ code }) => code ?? []);
 }
 
 /** Names that look like the one that is not there, as the end of a message. */
@@ -86,7 +87,7 @@ async function similarRepos({ repo }: ModelReference, access: HubAccess): Promis
       search: { query, tags: ['gguf'] },
       limit: SIMILAR,
       hubUrl: access.url,
-      fetch: fetchWith(access.signal),
+      fetch: fetchPages(access),
     });
     for await (const { name } of found) if (/^[\w.-]+\/[\w.-]+$/.test(name)) names.push(name);
   } catch {

@@ -10,7 +10,7 @@ export interface ModelFile {
 }
 
 export interface Variant {
-  /** In capitals, `Q4_K_M`; without a quantization in its name, the name of the file. */
+  /** As {@link variantName} has it. */
   readonly name: string;
   /** In order; a model is loaded by the first. */
   readonly files: readonly ModelFile[];
@@ -22,19 +22,32 @@ export interface Variant {
 const USUAL = 'Q4_K_M';
 const QUANTIZATION = /(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|BF16|FP?16|FP?32))$/i;
 const SPLIT = /-(\d{5})-of-(\d{5})$/;
+/** Characters; a reference holds no more. */
+const LONGEST = 96;
 /** GGUF files that are no model of their own. */
 const COMPANION = /mmproj|imatrix/i;
+
+/**
+ * In capitals, `Q4_K_M`; without a quantization in the file's name, that name, with `-` for what a reference cannot hold.
+ * Undefined for a file that is no model.
+ */
+export function variantName(path: string): string | undefined {
+  const stem = /([^/]+)\.gguf$/i.exec(path)?.[1];
+  if (stem === undefined || COMPANION.test(path)) return undefined;
+  const base = stem.replace(SPLIT, '');
+  const name = QUANTIZATION.exec(base)?.[1]?.toUpperCase() ?? base.replace(/[^\w.-]+/g, '-');
+  return name.slice(0, LONGEST) || undefined;
+}
 
 /** In the order of the files' names. What lacks a part of a split model is left out. */
 export function variantsOf(files: readonly ModelFile[]): Variant[] {
   const whole = new Map<string, { name: string; parts: Map<number, ModelFile>; count: number }>();
   for (const file of [...files].sort((a, b) => (a.path < b.path ? -1 : 1))) {
-    const stem = /^(.*)\.gguf$/i.exec(file.path)?.[1];
-    if (stem === undefined || COMPANION.test(stem)) continue;
+    const name = variantName(file.path);
+    if (name === undefined) continue;
+    const stem = file.path.replace(/\.gguf$/i, '');
     const [split, part, count] = SPLIT.exec(stem) ?? [];
     const key = split === undefined ? stem : `${stem.slice(0, -split.length)}*${count}`;
-    const base = (split === undefined ? stem : stem.slice(0, -split.length)).split('/').at(-1) ?? stem;
-    const name = QUANTIZATION.exec(base)?.[1]?.toUpperCase() ?? base;
     const entry = whole.get(key) ?? { name, parts: new Map<number, ModelFile>(), count: Number(count ?? 1) };
     entry.parts.set(Number(part ?? 1), file);
     whole.set(key, entry);

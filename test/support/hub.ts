@@ -28,6 +28,8 @@ export class FakeHub {
   readonly failures: number[] = [];
   /** Answers with the whole file whatever was asked for. */
   ignoresRanges = false;
+  /** Answers requests itself where it returns true. */
+  instead: (request: IncomingMessage, response: ServerResponse) => boolean = () => false;
   /** Called before each piece of a download. */
   beforePiece: (sent: number) => void | Promise<void> = () => {};
   readonly #server = createServer((request, response) => void this.#answer(request, response));
@@ -55,6 +57,7 @@ export class FakeHub {
     const { pathname, searchParams } = new URL(request.url ?? '/', this.url);
     const { range, authorization } = request.headers;
     this.requests.push({ path: pathname, range, authorization });
+    if (this.instead(request, response)) return;
     const failure = this.failures.shift();
     if (failure !== undefined) return fail(response, failure, 'out of order');
     if (pathname === '/api/models') return this.#search(response, searchParams.get('search') ?? '');
@@ -138,4 +141,18 @@ function json(response: ServerResponse, value: unknown): void {
 
 function fail(response: ServerResponse, status: number, error: string, headers: Record<string, string> = {}): void {
   response.writeHead(status, { 'content-type': 'application/json', ...headers }).end(JSON.stringify({ error }));
+}
+
+/** Content that repeats only after 251 bytes. */
+export function bytes(length: number, seed = 1): Buffer {
+  return Buffer.from(Array.from({ length }, (_, i) => (i * 31 + seed) % 251));
+}
+
+export function rejection(promise: Promise<unknown>): Promise<Error & { code?: string }> {
+  return promise.then(
+    () => {
+      throw new Error('it resolved');
+    },
+    (error) => error,
+  );
 }

@@ -6,12 +6,11 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { DownloadBar } from '../../lib/cli/hub-model.js';
 import type { Output } from '../../lib/cli/terminal.js';
 import { download } from '../../lib/hub/download.js';
-import { listModels, type PullOptions, type PullProgress, pullModel, removeModel } from '../../lib/hub/pull.js';
+import { listModels, type PullOptions, type PullProgress, pullModel } from '../../lib/hub/pull.js';
 import { parseReference } from '../../lib/hub/reference.js';
-import { chooseVariant, variantsOf } from '../../lib/hub/variants.js';
-import { FakeHub } from '../support/hub.js';
+import { chooseVariant, variantName, variantsOf } from '../../lib/hub/variants.js';
+import { bytes, FakeHub, rejection } from '../support/hub.js';
 
-const bytes = (length: number, seed = 1) => Buffer.from(Array.from({ length }, (_, i) => (i * 31 + seed) % 251));
 const files = (...paths: string[]) => paths.map((path, i) => ({ path, size: 100 + i, sha256: null }));
 
 describe('a reference', () => {
@@ -46,6 +45,15 @@ describe('the variants of a repository', () => {
       ),
     );
     expect(found.map(({ name }) => name).sort()).toEqual(['BF16', 'Q4_K_M', 'Q8_0', 'UD-IQ1_S', 'plain']);
+  });
+
+  it('have names that a reference can hold', () => {
+    expect(variantName('a b (1).gguf')).toBe('a-b-1-');
+    expect(variantName('sub/.gguf')).toBeUndefined();
+    for (const path of ['a b.gguf', '@@.gguf', `${'x'.repeat(200)}.gguf`, `m-Q4${'_K'.repeat(100)}.gguf`]) {
+      const variant = variantName(path) as string;
+      expect(parseReference(`a/b:${variant}`)).toEqual({ repo: 'a/b', variant });
+    }
   });
 
   it('are whole: a split model has all of its files, in order', () => {
@@ -91,13 +99,6 @@ describe('pulling', () => {
 
   const pull = (reference: string, options: PullOptions = {}) =>
     pullModel(reference, { hubUrl: hub.url, directory, ...options });
-  const rejection = (promise: Promise<unknown>) =>
-    promise.then(
-      () => {
-        throw new Error('it resolved');
-      },
-      (error: Error & { code?: string }) => error,
-    );
 
   it('puts the file in its place and says how far it is', async () => {
     const progress: PullProgress[] = [];
@@ -155,6 +156,29 @@ describe('pulling', () => {
     expect(hub.downloads.map(({ range }) => range)).toEqual([`bytes=${there}-39999`]);
     expect(progress[0]).toBe(there);
     expect((await readFile(pulled.path)).equals(data)).toBe(true);
+  });
+
+  it.each([0, 1000])('can be aborted between two files, with %i bytes of the second', async (there) => {
+    const [first, second] = ['big-Q8_0-00001-of-00002.gguf', 'big-Q8_0-00002-of-00002.gguf'] as const;
+    hub.repos.set('owner/split', [
+      { path: first, data: bytes(3000) },
+      { path: second, data: bytes(2000, 5) },
+    ]);
+    const target = join(directory, 'owner/split', second);
+    await mkdir(dirname(target), { recursive: true });
+    await writeFile(`${target}.part`, bytes(there, 5));
+    const abort = new AbortController();
+    const onProgress = (progress: PullProgress) => {
+      if (progress.bytes === 3000) abort.abort(new Error('enough'));
+    };
+    expect((await rejection(pull('owner/split', { signal: abort.signal, onProgress }))).message).toBe('enough');
+    const access = { url: hub.url, signal: abort.signal };
+    const file = { path: second, size: 2000, sha256: null };
+    const direct = download({ access, repo: 'owner/split', file, target, onProgress: () => {} });
+    expect((await rejection(direct)).message).toBe('enough');
+    // What is uncaught comes after the rejection.
+    await new Promise((resolve) => setImmediate(resolve));
+    expect((await readdir(dirname(target))).sort()).toEqual([first, `${second}.part`]);
   });
 
   it('keeps nothing whose hash is wrong', async () => {
@@ -218,21 +242,6 @@ describe('pulling', () => {
     expect(hub.downloads).toEqual([]);
   });
 
-  it('believes no path and no server that it should not', async () => {
-    hub.repos.set('owner/evil', [
-      { path: '../../evil.gguf', data },
-      { path: '/etc/evil.gguf', data },
-      { path: 'a/../../evil-Q8_0.gguf', data },
-      { path: 'bell\u0007.gguf', data },
-    ]);
-    expect((await rejection(pull('owner/evil'))).message).toContain('holds no GGUF model');
-    hub.failures.push(500);
-    expect(await rejection(pull('owner/tiny-GGUF'))).toMatchObject({
-      code: 'DROID_DOWNLOAD_FAILED',
-      message: expect.stringContaining('answered 500'),
-    });
-  });
-
   it('gives up when no byte comes over several tries, or a server cannot resume', async () => {
     const file = { path: 'tiny-q4_k_m.gguf', size: data.length, sha256: null };
     const options = { access: { url: hub.url }, repo: 'owner/tiny-GGUF', file, target: join(directory, 'x.gguf') };
@@ -267,41 +276,6 @@ describe('pulling', () => {
     });
     expect(why).toEqual(['nothing came for 0.2 s']);
     expect((await readFile(target)).equals(data)).toBe(true);
-  });
-
-  it('lets one process at a time write a file', async () => {
-    const target = join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf');
-    await mkdir(dirname(target), { recursive: true });
-    await writeFile(`${target}.lock`, String(process.ppid));
-    expect((await rejection(pull('owner/tiny-GGUF'))).message).toContain(`Process ${process.ppid} is downloading`);
-    await writeFile(`${target}.lock`, String(2 ** 30)); // of a process that is gone
-    expect((await pull('owner/tiny-GGUF')).path).toBe(target);
-  });
-
-  it('says where models are kept when that place does not work', async () => {
-    await writeFile(join(directory, 'owner'), 'no directory');
-    expect(await rejection(pull('owner/tiny-GGUF'))).toMatchObject({
-      code: 'DROID_DOWNLOAD_FAILED',
-      message: expect.stringMatching(/^Models are kept in .*, which does not work: ENOTDIR/),
-    });
-  });
-
-  it('lists and removes what was pulled', async () => {
-    await pull('owner/tiny-GGUF:Q4_K_M');
-    await pull('owner/tiny-GGUF:Q8_0');
-    const models = await listModels({ directory });
-    expect(models.map(({ reference, bytes: size }) => [reference, size])).toEqual([
-      ['owner/tiny-GGUF:Q4_K_M', 40_000],
-      ['owner/tiny-GGUF:Q8_0', 60_000],
-    ]);
-    expect(await removeModel('owner/tiny-GGUF:q8_0', { directory })).toBe(60_000);
-    expect(await rejection(removeModel('owner/tiny-GGUF:Q8_0', { directory }))).toMatchObject({
-      code: 'DROID_MODEL_NOT_FOUND',
-      message: expect.stringContaining('there are owner/tiny-GGUF:Q4_K_M'),
-    });
-    expect(await removeModel('owner/tiny-GGUF', { directory })).toBe(40_000);
-    expect(await readdir(directory)).toEqual([]);
-    expect(await listModels({ directory: join(directory, 'never') })).toEqual([]);
   });
 
   it.each([
