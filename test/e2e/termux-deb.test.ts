@@ -272,6 +272,17 @@ describe.skipIf(unavailable)('the package for Termux', () => {
       EMULATED,
     );
 
+    it('that does not start with half of what its configuration says', async () => {
+      await using termux = await installed();
+      await remember(termux, createToken());
+      await configure(termux, 'OPTIONS=-m /no/quotes.gguf');
+      await startServices(termux);
+      expect(await termux.run('sv', 'up', 'droid-llama')).toMatchObject({ status: 0 });
+      await logged(termux, /not found\n.*droid-llama\.conf cannot be read.*\nnot started again/);
+      await stateIs(termux, 'down');
+      expect(wakeLock(termux)).toEqual([]);
+    });
+
     it(
       'that answers, keeps the token to itself, and ends when it is told to',
       async () => {
