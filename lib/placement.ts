@@ -10,12 +10,14 @@ export interface DeviceMemory {
   readonly memoryFree: number;
 }
 
+const count = (number: number, what: string): string => `${number} ${what}${number === 1 ? '' : 's'}`;
+
 /** Throws `DROID_INVALID_ARGUMENT` unless there is one usable share per device, master first. */
 export function checkTensorSplit(split: readonly number[], workers: number): void {
   const shown = `[${split.join(', ')}]`;
   if (split.length !== workers + 1) {
     invalid(
-      `tensorSplit ${shown} has ${split.length} shares for ${workers + 1} devices; ` +
+      `tensorSplit ${shown} has ${count(split.length, 'share')} for ${count(workers + 1, 'device')}; ` +
         'it needs one for the master and one for each worker, in that order.',
     );
   }

@@ -38,7 +38,8 @@ export class HttpSender implements RequestSender {
 
   /**
    * Resolves with whatever status the server answers. Rejects with `DROID_ENDPOINT_*` when it cannot be reached, with
-   * `DROID_CLOSED` when it hangs up, or with the signal's reason.
+   * `DROID_CLOSED` when it hangs up, with `DROID_REQUEST_FAILED` when it wants another key or tells an error as no
+   * llama-server does, or with the signal's reason.
    */
   async request(method: string, path: string, body: RequestBody, options: RequestOptions): Promise<EngineResponse> {
     const { signal } = options;
@@ -62,6 +63,11 @@ export class HttpSender implements RequestSender {
     signal?.addEventListener('abort', abort, { once: true });
     try {
       const response = await this.#answer(request, bytes);
+      const refusal = this.#refusal(path, response);
+      if (refusal) {
+        response.destroy();
+        throw refusal;
+      }
       const headers = Object.fromEntries(
         Object.entries(response.headers).map(([name, value]) => [name, String(value ?? '')]),
       );
@@ -95,6 +101,21 @@ export class HttpSender implements RequestSender {
       });
       request.end(body);
     });
+  }
+
+  /** What an answer says by its head alone; undefined where there is more in it. */
+  #refusal(path: string, { statusCode: status = 0, headers }: IncomingMessage): DroidLlamaError | undefined {
+    if (status < 400) return undefined;
+    const refused = (what: string) => new DroidLlamaError('DROID_REQUEST_FAILED', what, { status });
+    if (status === 401 || status === 403) {
+      const wants = this.#headers.authorization === undefined ? 'wants a key' : 'wants another key';
+      return refused(`${this.url} ${wants} (status ${status}): give it with --api-key`);
+    }
+    // A page, of a web server or of a proxy before the right one, is not for a terminal.
+    if (/\bjson\b/i.test(headers['content-type'] ?? '')) return undefined;
+    return refused(
+      `${this.url} is no llama-server or droid-llama: it answers ${path} with status ${status} and no JSON`,
+    );
   }
 
   async *#read(

@@ -35,8 +35,8 @@ export interface UrlBenchOptions extends TestOptions {
  * requests at once as the largest of `streams`, and nobody else should use it meanwhile.
  *
  * Rejects with `DROID_INVALID_ARGUMENT`, also for tests that do not fit the server; `DROID_ENDPOINT_*`, when it cannot
- * be reached; `DROID_CLOSED`, when it hangs up; `DROID_REQUEST_FAILED` or `DROID_WORKER_*`, when it answers with an
- * error; or the signal's reason.
+ * be reached or never answers; `DROID_CLOSED`, when it hangs up; `DROID_REQUEST_FAILED` or `DROID_WORKER_*`, when it
+ * answers with an error; or the signal's reason.
  */
 export async function benchUrl(url: string, options: UrlBenchOptions = {}): Promise<BenchReport> {
   plainObject('options', options);
@@ -73,10 +73,11 @@ async function benchSender(
 ): Promise<BenchReport> {
   const { signal } = tests;
   signal?.throwIfAborted();
-  const { model, slots, contextSize } = await serverProps(sender, signal);
-  checkFit(tests, slots, contextSize);
   const onStep = (test: string, run: number, runs: number) =>
     tests.onProgress({ case: 1, cases: 1, name, test, run, runs });
+  onStep('answer', 1, 1);
+  const { model, slots, contextSize } = await serverProps(sender, name, signal);
+  checkFit(tests, slots, contextSize);
   const runner = new Runner(sender, tests, onStep, signal);
   await runner.warmUp();
   const prediction = cluster?.plan?.prediction ?? null;
@@ -131,13 +132,11 @@ interface ServerProps {
 }
 
 /** What a server says of itself; one that says nothing of it can be measured as well. */
-async function serverProps(sender: RequestSender, signal: AbortSignal | undefined): Promise<ServerProps> {
+async function serverProps(sender: RequestSender, name: string, signal: AbortSignal | undefined): Promise<ServerProps> {
   let answer: unknown;
   const silence = new AbortController();
-  const timer = setTimeout(
-    () => silence.abort(noServer(`/props was not answered in ${PROPS_TIMEOUT_MS / 1000} s`)),
-    PROPS_TIMEOUT_MS,
-  );
+  const late = `${name} did not answer /props in ${PROPS_TIMEOUT_MS / 1000} s: is it a llama-server or droid-llama?`;
+  const timer = setTimeout(() => silence.abort(new DroidLlamaError('DROID_ENDPOINT_TIMEOUT', late)), PROPS_TIMEOUT_MS);
   const either = linkSignals(signal, silence.signal);
   try {
     answer = await requestJson(sender, '/props', undefined, { signal: either.signal });

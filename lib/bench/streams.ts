@@ -1,4 +1,5 @@
 /** Several requests at once: how fast all of them are together, and what each one notices of the others. */
+import { setMaxListeners } from 'node:events';
 import { performance } from 'node:perf_hooks';
 import { z } from 'zod';
 import { linkSignals } from '../link-signals.js';
@@ -48,6 +49,8 @@ export async function runStreams(
 ): Promise<StreamTimes[]> {
   const failed = new AbortController();
   const all = linkSignals(signal, failed.signal);
+  // Every stream listens to it, which is no leak.
+  setMaxListeners(0, all.signal);
   const running = Array.from({ length: streams }, () =>
     runStream(sender, prompts.next(STREAM_PROMPT), tokens, all.signal),
   );

@@ -177,7 +177,7 @@ export interface BenchProgress {
   readonly cases: number;
   /** The case's name; of a link the worker's endpoint. */
   readonly name: string;
-  /** `'link'`, `'load'`, `'warm-up'`, `'pp512'`, `'tg128'`, `'4 streams'`, … */
+  /** `'link'`, `'answer'` while a server is asked what it is, `'load'`, `'warm-up'`, `'pp512'`, `'tg128'`, `'4 streams'`, … */
   readonly test: string;
   /** `run` of `runs`, from 1. */
   readonly run: number;

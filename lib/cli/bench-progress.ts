@@ -8,7 +8,7 @@ export class BenchDisplay {
   readonly #inPlace: boolean;
   #line = '';
   #drawn = false;
-  #case = -1;
+  #where = '';
 
   constructor(stream: Output, inPlace = stream.isTTY === true) {
     this.#stream = stream;
@@ -17,14 +17,15 @@ export class BenchDisplay {
 
   update(progress: BenchProgress): void {
     const { case: index, cases, name, test, run, runs } = progress;
-    const where = index === 0 ? `measuring the link to ${name}` : `${index} of ${cases}: ${name}`;
+    const alone = { link: `measuring the link to ${name}`, answer: `waiting for ${name} to answer` }[test];
+    const where = alone ?? `${index} of ${cases}: ${name}`;
     if (this.#inPlace) {
-      this.#line = index === 0 ? where : `${where}, ${test}${runs > 1 ? ` ${run}/${runs}` : ''}`;
+      this.#line = alone ?? `${where}, ${test}${runs > 1 ? ` ${run}/${runs}` : ''}`;
       this.#draw(this.#line);
-    } else if (index !== this.#case || index === 0) {
+    } else if (where !== this.#where) {
       this.#stream.write(`${where}\n`);
     }
-    this.#case = index;
+    this.#where = where;
   }
 
   load({ fraction }: LoadProgress): void {

@@ -15,6 +15,8 @@ interface DemoOptions {
 
 const MODEL = 'models/droid-tiny.gguf';
 const QUESTION = 'What is 2+2?';
+/** What the model says to it, however the device computes and whatever the split. */
+const ANSWER = '2+2 equals 4.';
 const MAX_TOKENS = 64;
 /** Each: the model is so small that more of them would mostly wait for each other. */
 const THREADS = 1;
@@ -22,7 +24,7 @@ const THREADS = 1;
 const HELP = `
 Starts a worker in a second process and the master in this one, splits the tiny model that comes with the package half
 and half, and asks "${QUESTION}". The answer goes to stdout, then the placement, the speed and the worker's own count of
-the graphs it computed.
+the graphs it computed. Ends with status 1 if the answer is not the one that this model gives.
 
 Examples:
   $ droid-llama demo
@@ -106,6 +108,14 @@ async function converse(
     print('');
     print(`${tokensGenerated} tokens at ${tokensPerSecond.toFixed(1)} tokens/s`);
     print(`the worker (process ${worker.pid}) counted ${graphsComputed} graphs, the master is process ${process.pid}`);
+  }
+  if (answer !== ANSWER) {
+    throw new DroidLlamaError(
+      'DROID_REQUEST_FAILED',
+      `the answer is ${JSON.stringify(answer)} where this model says ${JSON.stringify(ANSWER)}, so the native addon computes wrongly ` +
+        'on this device: reinstall droid-llama; if that does not help, compile it here with ' +
+        '`npm install --build-from-source droid-llama`',
+    );
   }
   // What the demo is there to show: every token needs the worker.
   if (graphsComputed < tokensGenerated) {

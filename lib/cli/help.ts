@@ -10,7 +10,8 @@ const BELOW = '      ';
 /** For the program; its commands inherit it. */
 export function layOutHelp(program: Command): void {
   program.configureHelp({
-    minWidthToWrap: NARROWEST,
+    // Also on a terminal that is narrower than what NARROWEST leaves room for.
+    minWidthToWrap: 1,
     // Every command has options; what it must be given is what tells it apart.
     subcommandTerm(command) {
       const needed = command.registeredArguments.filter(({ required }) => required);

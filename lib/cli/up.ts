@@ -10,7 +10,7 @@ import { helpText } from './help.js';
 import { addHubOption, HUB_ALIASES, modelFile } from './hub-model.js';
 import { Interrupted, shutdownSignal } from './shutdown.js';
 import { hasStoredToken, storedDeviceId, storedToken, storeToken } from './state.js';
-import { serveStatus } from './status-socket.js';
+import { askStatus, serveStatus } from './status-socket.js';
 import { TOKEN_HELP, TOKEN_VARIABLE, tokenOption } from './token.js';
 import { UpDisplay } from './up-display.js';
 import { byteSize, defaultCacheDir, integer, integerOrAuto, list, nonEmpty, orAuto, peers, port } from './values.js';
@@ -141,9 +141,9 @@ async function up(llamaArgs: readonly string[], options: UpOptions, stop: AbortS
   delete process.env[TOKEN_VARIABLE];
   const token = given ?? storedToken();
   // Known before minutes of loading, and before anybody relies on this device.
+  await checkClusterPort(options.clusterHost, options.clusterPort);
   if ((options.model ?? options.hfRepo) !== undefined && options.port !== 0)
     await checkPort(options.host, options.port, 'for HTTP', '--port');
-  await checkPort(options.clusterHost, options.clusterPort, 'for other devices', '--cluster-port');
   const model = await modelFile(options, stop);
   const cluster = await Cluster.join({ ...(await clusterOptions(options, llamaArgs)), model, token, signal: stop });
   try {
@@ -199,6 +199,22 @@ async function clusterOptions(
 
 /** Of a load: what is wrong with the model or with the options. */
 const FINAL_CODES = /^DROID_(MODEL_|LOAD_FAILED|INVALID_ARGUMENT)/;
+
+/** Whether other devices will reach this one, and if an `up` of this user is why they would not. */
+async function checkClusterPort(host: string, port: number): Promise<void> {
+  try {
+    await checkPort(host, port, 'for other devices', '--cluster-port');
+  } catch (error) {
+    const running = await askStatus(port).catch(() => undefined);
+    if (running === undefined) throw error;
+    throw new DroidLlamaError(
+      'DROID_PORT_IN_USE',
+      `droid-llama up runs already on this device: \`droid-llama status\` shows it. For another cluster choose ` +
+        `another port, e.g. --cluster-port ${port + 1}.`,
+      { cause: error },
+    );
+  }
+}
 
 /** Whether HTTP will be able to listen. */
 async function checkPort(host: string, port: number, purpose: string, flag: string): Promise<void> {

@@ -11,6 +11,9 @@ import { environmentWith } from './token.js';
 /** A worker has nothing to lose: what computes longer than this is not waited for. */
 const PATIENCE_MS = 3000;
 
+/** Lines of others that are skipped for one of the worker's: a preloaded module may print, too, but not for ever. */
+const MAX_STRAY_LINES = 10_000;
+
 /** A program that behaves as `droid-llama worker --child` does. */
 export interface WorkerCommand {
   readonly file: string;
@@ -38,6 +41,8 @@ export function workerCommand(flags: readonly string[], token: string | undefine
  *
  *   child → parent   one JSON object when it is ready ({@link WorkerReady}), or `{"error":{"code","message"}}` if it
  *                    cannot start; then one JSON object for each `stats`
+ * Other lines, as a module prints them that NODE_OPTIONS loads, are skipped.
+ *
  *   parent → child   `stats`; closing the stream ends the child, so it also ends when the parent is killed
  *
  * Its stderr is the parent's.
@@ -84,8 +89,7 @@ export class WorkerProcess {
     const onAbort = (): void => void child.kill('SIGKILL');
     signal.addEventListener('abort', onAbort, { once: true });
     try {
-      worker.#ready = (await worker.#read()) as unknown as WorkerReady;
-      if (typeof worker.#ready.endpoint !== 'string') throw new Error('the worker process did not say its endpoint');
+      worker.#ready = await worker.#read<WorkerReady>('endpoint', 'string');
       return worker;
     } catch (error) {
       await worker.stop();
@@ -107,7 +111,7 @@ export class WorkerProcess {
   /** The worker's own counters. */
   async stats(): Promise<RpcServerStats> {
     this.#child.stdin.write('stats\n');
-    return (await this.#read()) as unknown as RpcServerStats;
+    return this.#read<RpcServerStats>('graphsComputed', 'number');
   }
 
   /** Ends it and waits until it is gone, killing it if that takes long. Idempotent. */
@@ -119,13 +123,26 @@ export class WorkerProcess {
     clearTimeout(impatience);
   }
 
-  async #read(): Promise<Record<string, unknown>> {
-    const { value, done } = await Promise.race([this.#lines.next(), this.#failed]);
-    if (done) throw new Error(`the worker process ended ${describeExit(await this.exited)}`);
-    const message: unknown = JSON.parse(value);
-    if (typeof message !== 'object' || message === null) throw new Error(`the worker process said ${value}`);
-    if ('error' in message) throw errorOf(message.error);
-    return message as Record<string, unknown>;
+  /** The next message that has the field. Throws what the child reports instead. */
+  async #read<Message>(field: keyof Message & string, type: 'string' | 'number'): Promise<Message> {
+    for (let lines = 0; lines < MAX_STRAY_LINES; lines++) {
+      const { value, done } = await Promise.race([this.#lines.next(), this.#failed]);
+      if (done) throw new Error(`the worker process ended ${describeExit(await this.exited)}`);
+      const message = parseObject(value);
+      if (typeof message?.[field] === type) return message as Message;
+      const error = reportedError(message?.error);
+      if (error) throw error;
+    }
+    throw new Error(`the worker process printed ${MAX_STRAY_LINES} lines but did not say its ${field}`);
+  }
+}
+
+/** The object that a line ends with: what was printed before it may have ended without a line break. */
+function parseObject(line: string): Record<string, unknown> | undefined {
+  try {
+    return JSON.parse(/\{.*$/.exec(line)?.[0] ?? '');
+  } catch {
+    return undefined;
   }
 }
 
@@ -133,8 +150,9 @@ export function describeExit({ code, signal }: ExitStatus): string {
   return signal === null ? `with status ${code}` : `by ${signal}`;
 }
 
-/** The error as it was thrown in the child. */
-function errorOf(error: unknown): Error {
+/** The error as it was thrown in the child; undefined for what is none. */
+function reportedError(error: unknown): Error | undefined {
   const { code, message } = (error ?? {}) as { code?: unknown; message?: unknown };
-  return isErrorCode(code) ? new DroidLlamaError(code, String(message)) : new Error(String(message));
+  if (typeof message !== 'string') return undefined;
+  return isErrorCode(code) ? new DroidLlamaError(code, message) : new Error(message);
 }

@@ -101,7 +101,7 @@ describe('droid-llama bench', () => {
       ['bench', '--cluster', '-p', '32', '-n', '8', '-o', 'json'],
       env,
     ).ended();
-    expect(stderr).toMatch(/^1 of 1: http:\/\/127\.0\.0\.1:\d+\n$/);
+    expect(stderr).toMatch(/^waiting for (http:\/\/127\.0\.0\.1:\d+) to answer\n1 of 1: \1\n$/);
     expect(status).toBe(0);
     const [entry] = reportOf(stdout).cases;
     expect(entry?.placement).toMatchObject([{ device: 'master', layers: { length: 6 } }]);

@@ -1,6 +1,7 @@
 /** The commands as they are typed, in processes of their own. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -8,6 +9,7 @@ import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import packageJson from '../../package.json' with { type: 'json' };
 import { Cli, freePort, runCli, startWorkerCli } from '../support/cli.js';
+import { until } from '../support/contexts.js';
 import { projectRoot, tinyModel } from '../support/paths.js';
 
 describe('droid-llama', () => {
@@ -35,6 +37,23 @@ describe('droid-llama', () => {
     expect(status).not.toBe(0);
   });
 
+  it('up says that one runs already', async () => {
+    const home = await mkdtemp(join(tmpdir(), 'droid-cli-'));
+    onTestFinished(() => rm(home, { recursive: true }));
+    const env = { HOME: home, XDG_STATE_HOME: join(home, 'state'), XDG_CONFIG_HOME: join(home, 'config') };
+    const port = await freePort();
+    const where = ['--cluster-host', '127.0.0.1', '--cluster-port', String(port)];
+    const args = ['up', ...where, '--no-mdns', '--no-scan', '--no-tailscale', '--no-cache', '--json'];
+    await new Cli(args, env).says(/"event":"started"/);
+    await until('it answers `status`', () => existsSync(join(home, `state/droid-llama/up-${port}.sock`)));
+    const { status, stdout } = await new Cli(args, env).ended();
+    expect(JSON.parse(stdout).error).toEqual({
+      code: 'DROID_PORT_IN_USE',
+      message: expect.stringMatching(/^droid-llama up runs already on this device: `droid-llama status` shows it\./),
+    });
+    expect(status).toBe(1);
+  });
+
   it('says its version', async () => {
     expect(await runCli('--version')).toEqual({ status: 0, stdout: `${packageJson.version}\n`, stderr: '' });
   });
@@ -52,7 +71,7 @@ describe('droid-llama', () => {
       'droid-llama serve --help',
     ],
     [['serve', '-m', tinyModel, '--port', '0', '-ngl', '9'], 'flag -ngl cannot be used', 'droid-llama serve --help'],
-    [['serve', '-m', tinyModel, '--port', '0', '-ts', '1,1'], '2 shares for 1 devices', 'droid-llama serve --help'],
+    [['serve', '-m', tinyModel, '--port', '0', '-ts', '1,1'], '2 shares for 1 device;', 'droid-llama serve --help'],
     [['worker', '--token', 'a-typing-error'], 'The token has 14 characters', 'droid-llama worker --help'],
     [
       ['probe', '--token', 'x'.repeat(22), '--insecure', '127.0.0.1:1'],

@@ -1,7 +1,12 @@
 /** `droid-llama demo`, the first thing a user runs. */
 import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { Cli, expectGone, runCli } from '../support/cli.js';
+import { projectRoot } from '../support/paths.js';
+
+/** With a module of test/support that is loaded first, in the worker's process, too. */
+const preloading = (name: string) => ({ NODE_OPTIONS: `--require=${join(projectRoot, 'test/support', name)}` });
 
 describe('demo', () => {
   it('answers from two processes and proves it', async () => {
@@ -42,6 +47,22 @@ describe('demo', () => {
     });
     expect(result.worker.graphsComputed).toBeGreaterThanOrEqual(result.tokensGenerated);
     expect(result.worker.pid).not.toBe(demo.pid);
+    expect(status).toBe(0);
+  });
+
+  it('fails when the answer is not what the model says', async () => {
+    const { status, stdout, stderr } = await new Cli(['demo'], preloading('asks-otherwise.cjs')).ended();
+    expect(stdout).toMatch(/^3\+3 equals 6\.\n/);
+    expect(stderr).toMatch(
+      /error: the answer is "3\+3 equals 6\." where this model says "2\+2 equals 4\.", so the native addon computes wrongly .*reinstall.*--build-from-source.*\(DROID_REQUEST_FAILED\)\n$/,
+    );
+    expect(status).toBe(1);
+  });
+
+  it('does not mind a preloaded module that prints', async () => {
+    const { status, stdout, stderr } = await new Cli(['demo'], preloading('prints.cjs')).ended();
+    expect(stdout).toContain('says hello 2+2 equals 4.\n');
+    expect(stderr).not.toContain('rror');
     expect(status).toBe(0);
   });
 

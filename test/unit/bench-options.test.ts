@@ -102,16 +102,18 @@ describe('the command line', () => {
         columns: 30,
       } as never);
       display.update({ case: 0, cases: 2, name: 'w:1', test: 'link', run: 1, runs: 1 });
+      display.update({ case: 1, cases: 1, name: 'http://x', test: 'answer', run: 1, runs: 1 });
       for (const run of [1, 2]) display.update({ case: 1, cases: 2, name: 'one device', test: 'pp512', run, runs: 2 });
       display.load({ stage: 'text_model', fraction: 0.5 });
       display.clear();
       display.clear();
       return text;
     };
-    expect(shown(false)).toBe('measuring the link to w:1\n1 of 2: one device\n');
+    expect(shown(false)).toBe('measuring the link to w:1\nwaiting for http://x to answer\n1 of 2: one device\n');
     expect(shown(true).split('\r\x1b[2K')).toEqual([
       '',
       'measuring the link to w:1',
+      'waiting for http://x to answer'.slice(0, 29),
       '1 of 2: one device, pp512 1/2',
       '1 of 2: one device, pp512 2/2',
       '1 of 2: one device, pp512 2/2',

@@ -101,6 +101,7 @@ describe('a benchmark of a server', () => {
       }
     }
     expect(steps).toEqual([
+      'answer 1/1',
       'warm-up 1/1',
       ...['pp32', 'pp64', 'tg8', '2 streams'].flatMap((test) => [1, 2, 3].map((run) => `${test} ${run}/3`)),
     ]);
@@ -133,8 +134,8 @@ describe('a benchmark of a server', () => {
       benchUrl(url, short).catch((failure) => failure),
       once(heard, '/props').then(() => vi.advanceTimersByTime(120_000)),
     ]);
-    const message = expect.stringContaining('/props was not answered in 120 s');
-    expect(error).toMatchObject({ code: 'DROID_REQUEST_FAILED', message });
+    const message = expect.stringContaining(`${url} did not answer /props in 120 s`);
+    expect(error).toMatchObject({ code: 'DROID_ENDPOINT_TIMEOUT', message });
   });
 
   it.each([
@@ -150,7 +151,24 @@ describe('a benchmark of a server', () => {
       'a wrong key',
       { ...llama, '/tokenize': (_, r) => json(r, { error: { code: 401, message: 'Invalid API Key' } }, 401) },
       'DROID_REQUEST_FAILED',
-      /Invalid API Key/,
+      /^http:\S+ wants a key \(status 401\): give it with --api-key$/,
+    ],
+    [
+      'a web server',
+      Object.fromEntries(
+        ['/props', '/tokenize'].map((path) => [
+          path,
+          (_, r) => r.writeHead(404, { 'content-type': 'text/html' }).end('<html>\n<h1>not here</h1>'),
+        ]),
+      ),
+      'DROID_REQUEST_FAILED',
+      /^http:\S+ is no llama-server or droid-llama: it answers \/tokenize with status 404 and no JSON$/,
+    ],
+    [
+      'a gateway before a server that is gone',
+      { ...llama, '/completion': (_, r) => r.writeHead(502).end('Bad Gateway') },
+      'DROID_REQUEST_FAILED',
+      /status 502 and no JSON$/,
     ],
     ['another program', { '/props': (_, r) => r.end('<html>') }, 'DROID_REQUEST_FAILED', /is this a llama-server/],
     ['no timings', { ...llama, '/completion': (_, r) => json(r, {}) }, 'DROID_REQUEST_FAILED', /timings/],
@@ -184,6 +202,24 @@ describe('a benchmark of a server', () => {
   ])('tells of %s', async (_, answers, code, message) => {
     const { url } = await serve(answers);
     await expect(benchUrl(url, short)).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
+  });
+
+  it('tells that a key which was given is not the right one', async () => {
+    const { url } = await serve({ '/props': (_, response) => json(response, {}, 403) });
+    const message = `${url} wants another key (status 403): give it with --api-key`;
+    await expect(benchUrl(url, { ...short, apiKey: 'secret' })).rejects.toMatchObject({ status: 403, message });
+  });
+
+  it('warns of no leak, however many streams there are', async () => {
+    const warnings: string[] = [];
+    const onWarning = ({ name }: Error) => void warnings.push(name);
+    process.on('warning', onWarning);
+    onTestFinished(() => void process.off('warning', onWarning));
+    const props = { total_slots: 32, default_generation_settings: { n_ctx: 1024 } };
+    const { url } = await serve({ ...llama, '/props': (_, response) => json(response, props) });
+    const report = await benchUrl(url, { ...short, streams: [32], signal: new AbortController().signal });
+    expect(report.cases[0]?.streams).toMatchObject([{ streams: 32 }]);
+    expect(warnings).toEqual([]);
   });
 
   it('measures a server that says nothing of itself', async () => {

@@ -75,7 +75,8 @@ describe('a context', () => {
     const linked = checkLinkedOptions({ model: 'm', tensorSplit: [1, 2] }, 1, 15);
     expect(linked).toMatchObject({ tensorSplit: [1, 2] });
     for (const name of ['rpc', 'token', 'insecure']) expect(linked).not.toHaveProperty(name);
-    expect(() => checkLinkedOptions({ model: 'm', tensorSplit: [1, 2] }, 2, 15)).toThrow(/2 shares for 3 devices/);
+    expect(() => checkLinkedOptions({ model: 'm', tensorSplit: [1, 2] }, 2, 15)).toThrow(/2 shares for 3 devices;/);
+    expect(() => checkLinkedOptions({ model: 'm', tensorSplit: [1] }, 1, 15)).toThrow(/ 1 share for 2 devices;/);
     expect(() => checkLinkedOptions({ model: 'm' }, 16, 15)).toThrow(/at most 15/);
   });
 });

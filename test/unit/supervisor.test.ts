@@ -67,6 +67,14 @@ describe('Supervisor', () => {
     await supervisor.close();
   });
 
+  it('skips lines that are not the worker’s', async () => {
+    const { supervise, starts } = await scene('chatty');
+    const supervisor = await supervise();
+    const childPid = (await starts())[0]?.[0];
+    expect(supervisor.ready).toMatchObject({ endpoint: '127.0.0.1:4242', childPid });
+    for (let i = 0; i < 2; i++) expect(await supervisor.stats()).toEqual({ graphsComputed: 0, restarts: 0, childPid });
+  });
+
   it('starts a worker again that is killed, on the port it had', async () => {
     const { supervise, starts, notes } = await scene('run');
     const supervisor = await supervise();
@@ -122,6 +130,7 @@ describe('Supervisor', () => {
     ['error:DROID_PORT_IN_USE', { code: 'DROID_PORT_IN_USE', message: 'it says DROID_PORT_IN_USE' }],
     ['error:nonsense', { message: 'it says nonsense' }],
     ['exit:3', { message: 'the worker process ended with status 3' }],
+    ['prattle', { message: 'the worker process printed 10000 lines but did not say its endpoint' }],
   ])('does not try again when the first start fails: %s', async (behaviour, error) => {
     const { supervise, starts, notes } = await scene(behaviour, 'run');
     await expect(supervise({ port: 7 })).rejects.toMatchObject(error);
