@@ -1,6 +1,6 @@
 /**
- * A signal that aborts with the first of several, and what lets go of them. `AbortSignal.any()` is younger than Node 20.0,
- * and what it makes stays with a signal that lives long (nodejs/node#55351).
+ * A signal that aborts with the first of several, and what lets go of them: what `AbortSignal.any()` makes stays with a
+ * signal that lives long (nodejs/node#55351).
  *
  * @param signals undefined stands for none
  */

@@ -45,7 +45,6 @@ export class Supervisor implements Lender {
   private constructor(worker: WorkerProcess, options: SupervisorOptions) {
     this.#options = options;
     this.#worker = worker;
-    // Not AbortSignal.any(), which is younger than Node 20.0.
     const { signal } = options;
     if (signal.aborted) this.#ending.abort();
     else signal.addEventListener('abort', () => this.#ending.abort(), { once: true });

