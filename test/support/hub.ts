@@ -1,7 +1,11 @@
 /** A server that speaks the endpoints of the Hugging Face hub that are used here, and misbehaves on demand. */
 import { createHash } from 'node:crypto';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type PullOptions, pullModel } from '../../lib/hub/pull.js';
 
 export interface HubFile {
   path: string;
@@ -156,3 +160,26 @@ export function rejection(promise: Promise<unknown>): Promise<Error & { code?: s
     (error) => error,
   );
 }
+
+/** A hub that has `owner/tiny-GGUF`, an empty directory for its models, and a way from one to the other. */
+export async function hubRig() {
+  const hub = await FakeHub.start();
+  const directory = await mkdtemp(join(tmpdir(), 'droid-hub-'));
+  hub.repos.set('owner/tiny-GGUF', [
+    { path: 'README.md', data: Buffer.from('hello') },
+    { path: 'tiny-q4_k_m.gguf', data: bytes(40_000) },
+    { path: 'tiny-q8_0.gguf', data: bytes(60_000, 2) },
+  ]);
+  return {
+    hub,
+    directory,
+    pull: (reference: string, options: PullOptions = {}) =>
+      pullModel(reference, { hubUrl: hub.url, directory, ...options }),
+    async close() {
+      await hub.close();
+      await rm(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+export type HubRig = Awaited<ReturnType<typeof hubRig>>;

@@ -1,31 +1,20 @@
 /** Models of the hub on this device's disk: locked while they come, listed and removed. */
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { afterEach, beforeEach, expect, it } from 'vitest';
-import { listModels, type PullOptions, pullModel, removeModel } from '../../lib/hub/pull.js';
-import { bytes, FakeHub, rejection } from '../support/hub.js';
+import { beforeEach, expect, it } from 'vitest';
+import { listModels, removeModel } from '../../lib/hub/pull.js';
+import { bytes, type FakeHub, type HubRig, hubRig, rejection } from '../support/hub.js';
 
 let hub: FakeHub;
 let directory: string;
+let pull: HubRig['pull'];
 const data = bytes(40_000);
 
 beforeEach(async () => {
-  hub = await FakeHub.start();
-  directory = await mkdtemp(join(tmpdir(), 'droid-hub-'));
-  hub.repos.set('owner/tiny-GGUF', [
-    { path: 'README.md', data: Buffer.from('hello') },
-    { path: 'tiny-q4_k_m.gguf', data },
-    { path: 'tiny-q8_0.gguf', data: bytes(60_000, 2) },
-  ]);
+  const rig = await hubRig();
+  ({ hub, directory, pull } = rig);
+  return rig.close;
 });
-afterEach(async () => {
-  await hub.close();
-  await rm(directory, { recursive: true, force: true });
-});
-
-const pull = (reference: string, options: PullOptions = {}) =>
-  pullModel(reference, { hubUrl: hub.url, directory, ...options });
 
 it('lets one process at a time write a file', async () => {
   const target = join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf');

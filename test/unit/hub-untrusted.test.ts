@@ -1,31 +1,19 @@
 /** Hubs that are none, that answer nothing, or that would have what is not theirs. */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { afterEach, beforeEach, expect, it, vi } from 'vitest';
-import { listModels, type PullOptions, pullModel } from '../../lib/hub/pull.js';
-import { bytes, FakeHub, rejection } from '../support/hub.js';
+import { readFile, rm } from 'node:fs/promises';
+import { beforeEach, expect, it, vi } from 'vitest';
+import { listModels, pullModel } from '../../lib/hub/pull.js';
+import { bytes, FakeHub, type HubRig, hubRig, rejection } from '../support/hub.js';
 
 let hub: FakeHub;
 let directory: string;
+let pull: HubRig['pull'];
 const data = bytes(40_000);
 
 beforeEach(async () => {
-  hub = await FakeHub.start();
-  directory = await mkdtemp(join(tmpdir(), 'droid-hub-'));
-  hub.repos.set('owner/tiny-GGUF', [
-    { path: 'README.md', data: Buffer.from('hello') },
-    { path: 'tiny-q4_k_m.gguf', data },
-    { path: 'tiny-q8_0.gguf', data: bytes(60_000, 2) },
-  ]);
+  const rig = await hubRig();
+  ({ hub, directory, pull } = rig);
+  return rig.close;
 });
-afterEach(async () => {
-  await hub.close();
-  await rm(directory, { recursive: true, force: true });
-});
-
-const pull = (reference: string, options: PullOptions = {}) =>
-  pullModel(reference, { hubUrl: hub.url, directory, ...options });
 
 it('believes no path and no server that it should not', async () => {
   hub.repos.set('owner/evil', [

@@ -1,15 +1,14 @@
 /** Models of the hub: which files a name means, how they come here, and what is said when they do not. */
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { beforeEach, describe, expect, it } from 'vitest';
 import { DownloadBar } from '../../lib/cli/hub-model.js';
 import type { Output } from '../../lib/cli/terminal.js';
 import { download } from '../../lib/hub/download.js';
 import { listModels, type PullOptions, type PullProgress, pullModel } from '../../lib/hub/pull.js';
 import { parseReference } from '../../lib/hub/reference.js';
 import { chooseVariant, variantName, variantsOf } from '../../lib/hub/variants.js';
-import { bytes, FakeHub, rejection } from '../support/hub.js';
+import { bytes, FakeHub, type HubRig, hubRig, rejection } from '../support/hub.js';
 
 const files = (...paths: string[]) => paths.map((path, i) => ({ path, size: 100 + i, sha256: null }));
 
@@ -81,24 +80,14 @@ describe('the variants of a repository', () => {
 describe('pulling', () => {
   let hub: FakeHub;
   let directory: string;
+  let pull: HubRig['pull'];
   const data = bytes(40_000);
 
   beforeEach(async () => {
-    hub = await FakeHub.start();
-    directory = await mkdtemp(join(tmpdir(), 'droid-hub-'));
-    hub.repos.set('owner/tiny-GGUF', [
-      { path: 'README.md', data: Buffer.from('hello') },
-      { path: 'tiny-q4_k_m.gguf', data },
-      { path: 'tiny-q8_0.gguf', data: bytes(60_000, 2) },
-    ]);
+    const rig = await hubRig();
+    ({ hub, directory, pull } = rig);
+    return rig.close;
   });
-  afterEach(async () => {
-    await hub.close();
-    await rm(directory, { recursive: true, force: true });
-  });
-
-  const pull = (reference: string, options: PullOptions = {}) =>
-    pullModel(reference, { hubUrl: hub.url, directory, ...options });
 
   it('puts the file in its place and says how far it is', async () => {
     const progress: PullProgress[] = [];
