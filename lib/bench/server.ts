@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import type { Cluster } from '../cluster/cluster.js';
 import { DroidLlamaError } from '../errors.js';
-import { linkSignals } from '../link-signals.js';
+import { limitTime } from '../link-signals.js';
 import { type RequestSender, requestJson } from '../requests.js';
 import { invalid, knownKeys, optionalString, plainObject } from '../validate.js';
 import { type ClusterFacts, clusterLinks, clusterPlacement, masterShare } from './cluster-facts.js';
@@ -134,19 +134,16 @@ interface ServerProps {
 /** What a server says of itself; one that says nothing of it can be measured as well. */
 async function serverProps(sender: RequestSender, name: string, signal: AbortSignal | undefined): Promise<ServerProps> {
   let answer: unknown;
-  const silence = new AbortController();
   const late = `${name} did not answer /props in ${PROPS_TIMEOUT_MS / 1000} s: is it a llama-server or droid-llama?`;
-  const timer = setTimeout(() => silence.abort(new DroidLlamaError('DROID_ENDPOINT_TIMEOUT', late)), PROPS_TIMEOUT_MS);
-  const either = linkSignals(signal, silence.signal);
+  const limit = limitTime(PROPS_TIMEOUT_MS, () => new DroidLlamaError('DROID_ENDPOINT_TIMEOUT', late), signal);
   try {
-    answer = await requestJson(sender, '/props', undefined, { signal: either.signal });
+    answer = await requestJson(sender, '/props', undefined, { signal: limit.signal });
   } catch (error) {
     if (error instanceof DroidLlamaError && error.status === 404)
       return { model: null, slots: null, contextSize: null };
     throw error;
   } finally {
-    clearTimeout(timer);
-    either.unlink();
+    limit.unlink();
   }
   const props = propsSchema.safeParse(answer);
   if (!props.success) throw noServer('/props is not understood');

@@ -40,9 +40,8 @@ export function workerCommand(flags: readonly string[], token: string | undefine
  * A worker in a process of its own. The two talk over the child's standard streams, in lines:
  *
  *   child → parent   one JSON object when it is ready ({@link WorkerReady}), or `{"error":{"code","message"}}` if it
- *                    cannot start; then one JSON object for each `stats`
- * Other lines, as a module prints them that NODE_OPTIONS loads, are skipped.
- *
+ *                    cannot start; then one JSON object for each `stats`. Other lines, as a module prints them that
+ *                    NODE_OPTIONS loads, are skipped
  *   parent → child   `stats`; closing the stream ends the child, so it also ends when the parent is killed
  *
  * Its stderr is the parent's.

@@ -4,7 +4,6 @@
  * Whoever dials a stream sends its id first. Where a device cannot be dialled, it is asked over the control connection
  * to dial a `reverse` stream itself, which carries a ticket: who asked finds the request by it that the stream is for.
  */
-
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { addon } from '../addon.js';

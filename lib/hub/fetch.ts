@@ -1,6 +1,6 @@
 /** How the hub is asked: a signal ends it, the token stays with the hub, and a listing has an end. */
 import { DroidLlamaError } from '../errors.js';
-import { linkSignals } from '../link-signals.js';
+import { limitTime } from '../link-signals.js';
 import type { HubAccess } from './repository.js';
 
 /** A page has 1000 entries. */
@@ -23,24 +23,19 @@ export function fetchPages(access: HubAccess): typeof fetch {
   return async (input, init) => {
     if (!sameOrigin(input, access.url)) throw failed(`${access.url} sends to another server for the rest of its list`);
     if (++pages > MOST_PAGES) throw failed(`${access.url} lists without an end`);
-    const late = new AbortController();
-    const timer = setTimeout(
-      () => late.abort(failed(`${access.url} did not answer within ${ANSWER_MS / 1000} s. Is this device online?`)),
-      ANSWER_MS,
-    );
-    const all = linkSignals(access.signal, late.signal);
+    const late = `${access.url} did not answer within ${ANSWER_MS / 1000} s. Is this device online?`;
+    const limit = limitTime(ANSWER_MS, () => failed(late), access.signal);
     try {
-      const response = await fetchWith(access, all.signal)(input, init);
+      const response = await fetchWith(access, limit.signal)(input, init);
       const text = await textOf(response, access);
       if (response.ok && !isListing(text)) throw noHub(access);
       // The library's errors name the address.
       return Object.defineProperty(new Response(text || null, response), 'url', { value: response.url });
     } catch (error) {
-      all.signal.throwIfAborted();
+      limit.signal.throwIfAborted();
       throw error;
     } finally {
-      clearTimeout(timer);
-      all.unlink();
+      limit.unlink();
     }
   };
 }

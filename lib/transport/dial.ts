@@ -3,6 +3,7 @@ import { connect as connectTcp, isIP } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { connect as connectTls, createSecureContext, type TLSSocket } from 'node:tls';
 import type { EndpointAddress } from '../endpoint.js';
+import { limitTime } from '../link-signals.js';
 import { DialErrors, type DialPhase } from './dial-errors.js';
 import { plainAddress } from './listener.js';
 import type { DialRequest } from './messages.js';
@@ -37,25 +38,20 @@ export async function dial(request: DialRequest, psk: Uint8Array, signal: AbortS
   const { address, kind, timeoutMs } = request;
   const errors = new DialErrors(address, kind);
   const progress: Progress = { phase: isIP(address.host) ? 'connecting' : 'resolving' };
-  const expiry = new AbortController();
-  const timer = setTimeout(() => expiry.abort(errors.expired(progress.phase, timeoutMs)), timeoutMs);
-  const cancel = (): void => expiry.abort(signal.reason);
-  signal.addEventListener('abort', cancel, { once: true });
-  if (signal.aborted) cancel();
+  const limit = limitTime(timeoutMs, () => errors.expired(progress.phase, timeoutMs), signal);
   try {
     for (let attempt = 0; ; attempt++) {
       try {
-        return await tryOnce(request, psk, errors, progress, expiry.signal);
+        return await tryOnce(request, psk, errors, progress, limit.signal);
       } catch (error) {
         if (!(error instanceof HungUp)) throw error;
         const pause = RETRY_PAUSES_MS[attempt];
         if (pause === undefined) throw errors.handshakeFailed('hung-up', error.cause);
-        await delay(pause, undefined, { signal: expiry.signal }).catch(() => expiry.signal.throwIfAborted());
+        await delay(pause, undefined, { signal: limit.signal }).catch(() => limit.signal.throwIfAborted());
       }
     }
   } finally {
-    clearTimeout(timer);
-    signal.removeEventListener('abort', cancel);
+    limit.unlink();
   }
 }
 

@@ -62,7 +62,7 @@ async function running(token: string): Promise<Termux> {
   const termux = await installed();
   try {
     await remember(termux, token);
-    await configure(termux, `OPTIONS="-m '${TINY}' -t 1 -c 256 --name 'my phone'"`);
+    await configure(termux, `OPTIONS="-m '${TINY}' -t 1\r\n -c 256 --name 'my phone'"\r`);
     await startServices(termux);
     // What sv-enable does.
     await rm(termux.path(`${SERVICE}/down`));
@@ -344,6 +344,14 @@ describe.skipIf(unavailable)('the package for Termux', () => {
       },
       EMULATED,
     );
+
+    it('that comes back as one which nobody enabled when its directory was deleted', async () => {
+      await using termux = await installed();
+      await rm(termux.path(SERVICE), { recursive: true });
+      const again = await termux.run('dpkg', '-i', 'package.deb');
+      expect(again, again.stderr).toMatchObject({ status: 0 });
+      expect(existsSync(termux.path(`${SERVICE}/down`))).toBe(true);
+    });
 
     it(
       'that goes with the package, but for its options and its log',

@@ -5,7 +5,8 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type PullOptions, pullModel } from '../../lib/hub/pull.js';
+import { beforeEach } from 'vitest';
+import { pullModel } from '../../lib/hub/pull.js';
 
 export interface HubFile {
   path: string;
@@ -161,25 +162,34 @@ export function rejection(promise: Promise<unknown>): Promise<Error & { code?: s
   );
 }
 
-/** A hub that has `owner/tiny-GGUF`, an empty directory for its models, and a way from one to the other. */
-export async function hubRig() {
-  const hub = await FakeHub.start();
-  const directory = await mkdtemp(join(tmpdir(), 'droid-hub-'));
-  hub.repos.set('owner/tiny-GGUF', [
-    { path: 'README.md', data: Buffer.from('hello') },
-    { path: 'tiny-q4_k_m.gguf', data: bytes(40_000) },
-    { path: 'tiny-q8_0.gguf', data: bytes(60_000, 2) },
-  ]);
-  return {
-    hub,
-    directory,
-    pull: (reference: string, options: PullOptions = {}) =>
-      pullModel(reference, { hubUrl: hub.url, directory, ...options }),
-    async close() {
-      await hub.close();
-      await rm(directory, { recursive: true, force: true });
-    },
-  };
+/** What {@link useHub} makes for each test. */
+export interface HubRig {
+  /** Has `owner/tiny-GGUF`. */
+  readonly hub: FakeHub;
+  /** Of the models; empty at first. */
+  readonly directory: string;
+  /** Pulls from the one into the other. */
+  readonly pull: typeof pullModel;
 }
 
-export type HubRig = Awaited<ReturnType<typeof hubRig>>;
+/** A rig that is another one in each test of the file or group that calls this. */
+export function useHub(): HubRig {
+  const rig = {} as HubRig;
+  beforeEach(async () => {
+    const hub = await FakeHub.start();
+    const directory = await mkdtemp(join(tmpdir(), 'droid-hub-'));
+    hub.repos.set('owner/tiny-GGUF', [
+      { path: 'README.md', data: Buffer.from('hello') },
+      { path: 'tiny-q4_k_m.gguf', data: bytes(40_000) },
+      { path: 'tiny-q8_0.gguf', data: bytes(60_000, 2) },
+    ]);
+    const pull: typeof pullModel = (reference, options) =>
+      pullModel(reference, { hubUrl: hub.url, directory, ...options });
+    Object.assign(rig, { hub, directory, pull });
+    return async () => {
+      await hub.close();
+      await rm(directory, { recursive: true, force: true });
+    };
+  });
+  return rig;
+}

@@ -1,30 +1,22 @@
 /** Hubs that are none, that answer nothing, or that would have what is not theirs. */
 import { readFile, rm } from 'node:fs/promises';
-import { beforeEach, expect, it, vi } from 'vitest';
+import { expect, it, vi } from 'vitest';
 import { listModels, pullModel } from '../../lib/hub/pull.js';
-import { bytes, FakeHub, type HubRig, hubRig, rejection } from '../support/hub.js';
+import { bytes, FakeHub, rejection, useHub } from '../support/hub.js';
 
-let hub: FakeHub;
-let directory: string;
-let pull: HubRig['pull'];
+const rig = useHub();
 const data = bytes(40_000);
 
-beforeEach(async () => {
-  const rig = await hubRig();
-  ({ hub, directory, pull } = rig);
-  return rig.close;
-});
-
 it('believes no path and no server that it should not', async () => {
-  hub.repos.set('owner/evil', [
+  rig.hub.repos.set('owner/evil', [
     { path: '../../evil.gguf', data },
     { path: '/etc/evil.gguf', data },
     { path: 'a/../../evil-Q8_0.gguf', data },
     { path: 'bell\u0007.gguf', data },
   ]);
-  expect((await rejection(pull('owner/evil'))).message).toContain('holds no GGUF model');
-  hub.failures.push(500);
-  expect(await rejection(pull('owner/tiny-GGUF'))).toMatchObject({
+  expect((await rejection(rig.pull('owner/evil'))).message).toContain('holds no GGUF model');
+  rig.hub.failures.push(500);
+  expect(await rejection(rig.pull('owner/tiny-GGUF'))).toMatchObject({
     code: 'DROID_DOWNLOAD_FAILED',
     message: expect.stringContaining('answered 500'),
   });
@@ -33,28 +25,28 @@ it('believes no path and no server that it should not', async () => {
 it('shows its token to no other server', async () => {
   const other = await FakeHub.start();
   try {
-    other.repos.set('owner/tiny-GGUF', hub.repos.get('owner/tiny-GGUF') ?? []);
+    other.repos.set('owner/tiny-GGUF', rig.hub.repos.get('owner/tiny-GGUF') ?? []);
     for (const cache of ['', 'Hit from cloudfront']) {
       other.requests.length = 0;
       // As a content network marks its answers, by which the library goes there at once the next time.
       other.instead = (_, response) => !response.setHeader('x-cache', cache);
-      hub.instead = ({ url = '' }, response) => {
+      rig.hub.instead = ({ url = '' }, response) => {
         if (!url.includes('/resolve/')) return false;
         response.writeHead(302, { location: other.url + url }).end();
         return true;
       };
-      const { path } = await pull('owner/tiny-GGUF', { hubToken: 'hf_secret' });
+      const { path } = await rig.pull('owner/tiny-GGUF', { hubToken: 'hf_secret' });
       expect((await readFile(path)).equals(data)).toBe(true);
-      expect(hub.requests.at(-1)?.authorization).toBe('Bearer hf_secret');
+      expect(rig.hub.requests.at(-1)?.authorization).toBe('Bearer hf_secret');
       expect(other.requests.map(({ authorization }) => authorization)).toEqual([undefined, undefined]);
       await rm(path);
     }
     other.requests.length = 0;
-    hub.instead = (_, response) => {
+    rig.hub.instead = (_, response) => {
       response.writeHead(200, { link: `<${other.url}/api/models/owner/tiny-GGUF/tree/main>; rel="next"` }).end('[]');
       return true;
     };
-    expect(await rejection(pull('owner/tiny-GGUF', { hubToken: 'hf_secret' }))).toMatchObject({
+    expect(await rejection(rig.pull('owner/tiny-GGUF', { hubToken: 'hf_secret' }))).toMatchObject({
       code: 'DROID_DOWNLOAD_FAILED',
       message: expect.stringContaining('to another server'),
     });
@@ -65,31 +57,31 @@ it('shows its token to no other server', async () => {
 });
 
 it('reads no list without an end', async () => {
-  hub.instead = ({ url }, response) => {
-    response.writeHead(200, { link: `<${hub.url}${url}>; rel="next"` }).end('[]');
+  rig.hub.instead = ({ url }, response) => {
+    response.writeHead(200, { link: `<${rig.hub.url}${url}>; rel="next"` }).end('[]');
     return true;
   };
-  expect(await rejection(pull('owner/tiny-GGUF'))).toMatchObject({
+  expect(await rejection(rig.pull('owner/tiny-GGUF'))).toMatchObject({
     code: 'DROID_DOWNLOAD_FAILED',
     message: expect.stringContaining('lists without an end'),
   });
-  expect(hub.requests).toHaveLength(100);
+  expect(rig.hub.requests).toHaveLength(100);
 });
 
 it('waits half a minute for a hub that does not answer, and takes what was downloaded before', async () => {
-  const { path } = await pull('owner/tiny-GGUF');
+  const { path } = await rig.pull('owner/tiny-GGUF');
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   try {
     for (const begins of [false, true]) {
-      hub.instead = (_, response) => {
+      rig.hub.instead = (_, response) => {
         if (begins) response.write('[');
         setImmediate(() => vi.advanceTimersByTime(30_000));
         return true;
       };
       const warnings: string[] = [];
-      expect((await pull('owner/tiny-GGUF', { onWarning: (text) => warnings.push(text) })).path).toBe(path);
+      expect((await rig.pull('owner/tiny-GGUF', { onWarning: (text) => warnings.push(text) })).path).toBe(path);
       expect(warnings).toEqual([expect.stringContaining('did not answer within 30 s')]);
-      expect((await rejection(pull('owner/tiny-GGUF:Q8_0'))).code).toBe('DROID_DOWNLOAD_FAILED');
+      expect((await rejection(rig.pull('owner/tiny-GGUF:Q8_0'))).code).toBe('DROID_DOWNLOAD_FAILED');
     }
   } finally {
     vi.useRealTimers();
@@ -99,8 +91,8 @@ it('waits half a minute for a hub that does not answer, and takes what was downl
 it.each(['<html>Log in</html>', '{}', '[null]', '', `["${'x'.repeat(17 * 2 ** 20)}"]`])(
   'takes nothing else for a hub (%#)',
   async (text) => {
-    hub.instead = (_, response) => !!response.writeHead(200).end(text);
-    expect(await rejection(pull('owner/tiny-GGUF'))).toMatchObject({
+    rig.hub.instead = (_, response) => !!response.writeHead(200).end(text);
+    expect(await rejection(rig.pull('owner/tiny-GGUF'))).toMatchObject({
       code: 'DROID_DOWNLOAD_FAILED',
       message: expect.stringMatching(/is no Hugging Face hub.*captive portal/),
     });
@@ -108,10 +100,10 @@ it.each(['<html>Log in</html>', '{}', '[null]', '', `["${'x'.repeat(17 * 2 ** 20
 );
 
 it.each(['', 'file:///etc/passwd'])('does not try again what leads nowhere (%j)', async (location) => {
-  hub.instead = ({ url = '' }, response) =>
+  rig.hub.instead = ({ url = '' }, response) =>
     url.includes('/resolve/') && !!response.writeHead(302, { location: location || url }).end();
   const warnings: string[] = [];
-  const error = await rejection(pull('owner/tiny-GGUF', { onWarning: (text) => warnings.push(text) }));
+  const error = await rejection(rig.pull('owner/tiny-GGUF', { onWarning: (text) => warnings.push(text) }));
   expect([error.code, warnings]).toEqual(['DROID_DOWNLOAD_FAILED', []]);
 });
 
@@ -123,13 +115,13 @@ it('refuses what the environment names no hub and no token by, and shows neither
     ['HF_TOKEN', 'hf_geheim\nx'],
   ] as const) {
     vi.stubEnv(name, value);
-    const error = await rejection(pullModel('a/b', { directory }));
+    const error = await rejection(pullModel('a/b', { directory: rig.directory }));
     expect(error).toMatchObject({
       code: 'DROID_INVALID_ARGUMENT',
       message: expect.stringMatching(`^${name} is no `),
     });
     expect(error.message).not.toContain('geheim');
-    expect(await listModels({ directory })).toEqual([]);
+    expect(await listModels({ directory: rig.directory })).toEqual([]);
     vi.unstubAllEnvs();
   }
 });

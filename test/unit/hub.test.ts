@@ -1,14 +1,14 @@
 /** Models of the hub: which files a name means, how they come here, and what is said when they do not. */
 import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { beforeEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { DownloadBar } from '../../lib/cli/hub-model.js';
 import type { Output } from '../../lib/cli/terminal.js';
 import { download } from '../../lib/hub/download.js';
 import { listModels, type PullOptions, type PullProgress, pullModel } from '../../lib/hub/pull.js';
 import { parseReference } from '../../lib/hub/reference.js';
 import { chooseVariant, variantName, variantsOf } from '../../lib/hub/variants.js';
-import { bytes, FakeHub, type HubRig, hubRig, rejection } from '../support/hub.js';
+import { bytes, rejection, useHub } from '../support/hub.js';
 
 const files = (...paths: string[]) => paths.map((path, i) => ({ path, size: 100 + i, sha256: null }));
 
@@ -78,23 +78,15 @@ describe('the variants of a repository', () => {
 });
 
 describe('pulling', () => {
-  let hub: FakeHub;
-  let directory: string;
-  let pull: HubRig['pull'];
+  const rig = useHub();
   const data = bytes(40_000);
-
-  beforeEach(async () => {
-    const rig = await hubRig();
-    ({ hub, directory, pull } = rig);
-    return rig.close;
-  });
 
   it('puts the file in its place and says how far it is', async () => {
     const progress: PullProgress[] = [];
-    const pulled = await pull('owner/tiny-GGUF', { onProgress: (p) => progress.push(p) });
+    const pulled = await rig.pull('owner/tiny-GGUF', { onProgress: (p) => progress.push(p) });
     expect(pulled).toEqual({
       reference: 'owner/tiny-GGUF:Q4_K_M',
-      path: join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf'),
+      path: join(rig.directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf'),
       bytes: data.length,
     });
     expect((await readFile(pulled.path)).equals(data)).toBe(true);
@@ -104,64 +96,63 @@ describe('pulling', () => {
   });
 
   it('downloads nothing the second time, and needs no hub then', async () => {
-    await pull('owner/tiny-GGUF:Q8_0');
-    hub.requests.length = 0;
-    await pull('owner/tiny-GGUF:q8_0');
-    expect(hub.downloads).toEqual([]);
-    await hub.close();
+    await rig.pull('owner/tiny-GGUF:Q8_0');
+    rig.hub.requests.length = 0;
+    await rig.pull('owner/tiny-GGUF:q8_0');
+    expect(rig.hub.downloads).toEqual([]);
+    await rig.hub.close();
     const warnings: string[] = [];
-    const offline = await pull('owner/tiny-GGUF:Q8_0', { onWarning: (text) => warnings.push(text) });
+    const offline = await rig.pull('owner/tiny-GGUF:Q8_0', { onWarning: (text) => warnings.push(text) });
     expect((await stat(offline.path)).size).toBe(60_000);
     expect(warnings).toEqual([expect.stringMatching(/cannot be reached .*; using what was downloaded before$/)]);
-    expect((await rejection(pull('owner/tiny-GGUF:Q4_K_M'))).code).toBe('DROID_DOWNLOAD_FAILED');
-    hub = await FakeHub.start();
+    expect((await rejection(rig.pull('owner/tiny-GGUF:Q4_K_M'))).code).toBe('DROID_DOWNLOAD_FAILED');
   });
 
   it('goes on where a connection was cut', async () => {
-    hub.cuts.push(15_000, 5000);
+    rig.hub.cuts.push(15_000, 5000);
     const warnings: string[] = [];
-    const pulled = await pull('owner/tiny-GGUF', { onWarning: (text) => warnings.push(text) });
+    const pulled = await rig.pull('owner/tiny-GGUF', { onWarning: (text) => warnings.push(text) });
     expect((await readFile(pulled.path)).equals(data)).toBe(true);
-    expect(hub.downloads.map(({ range }) => range)).toEqual([undefined, 'bytes=15000-39999', 'bytes=20000-39999']);
+    expect(rig.hub.downloads.map(({ range }) => range)).toEqual([undefined, 'bytes=15000-39999', 'bytes=20000-39999']);
     expect(warnings).toHaveLength(2);
   });
 
   it('goes on where it was aborted, also in another process', async () => {
     const abort = new AbortController();
-    hub.beforePiece = (sent) => {
+    rig.hub.beforePiece = (sent) => {
       if (sent >= 20_000) abort.abort(new Error('enough'));
       return new Promise((resolve) => setTimeout(resolve, 20));
     };
-    expect((await rejection(pull('owner/tiny-GGUF', { signal: abort.signal }))).message).toBe('enough');
-    const part = join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf.part');
+    expect((await rejection(rig.pull('owner/tiny-GGUF', { signal: abort.signal }))).message).toBe('enough');
+    const part = join(rig.directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf.part');
     const there = (await stat(part)).size;
     expect(there).toBeGreaterThan(0);
-    expect(await listModels({ directory })).toEqual([]);
+    expect(await listModels({ directory: rig.directory })).toEqual([]);
     expect(await readdir(dirname(part))).toEqual(['tiny-q4_k_m.gguf.part']);
-    hub.requests.length = 0;
-    hub.beforePiece = () => {};
+    rig.hub.requests.length = 0;
+    rig.hub.beforePiece = () => {};
     const progress: number[] = [];
-    const pulled = await pull('owner/tiny-GGUF', { onProgress: (p) => progress.push(p.bytes) });
-    expect(hub.downloads.map(({ range }) => range)).toEqual([`bytes=${there}-39999`]);
+    const pulled = await rig.pull('owner/tiny-GGUF', { onProgress: (p) => progress.push(p.bytes) });
+    expect(rig.hub.downloads.map(({ range }) => range)).toEqual([`bytes=${there}-39999`]);
     expect(progress[0]).toBe(there);
     expect((await readFile(pulled.path)).equals(data)).toBe(true);
   });
 
   it.each([0, 1000])('can be aborted between two files, with %i bytes of the second', async (there) => {
     const [first, second] = ['big-Q8_0-00001-of-00002.gguf', 'big-Q8_0-00002-of-00002.gguf'] as const;
-    hub.repos.set('owner/split', [
+    rig.hub.repos.set('owner/split', [
       { path: first, data: bytes(3000) },
       { path: second, data: bytes(2000, 5) },
     ]);
-    const target = join(directory, 'owner/split', second);
+    const target = join(rig.directory, 'owner/split', second);
     await mkdir(dirname(target), { recursive: true });
     await writeFile(`${target}.part`, bytes(there, 5));
     const abort = new AbortController();
     const onProgress = (progress: PullProgress) => {
       if (progress.bytes === 3000) abort.abort(new Error('enough'));
     };
-    expect((await rejection(pull('owner/split', { signal: abort.signal, onProgress }))).message).toBe('enough');
-    const access = { url: hub.url, signal: abort.signal };
+    expect((await rejection(rig.pull('owner/split', { signal: abort.signal, onProgress }))).message).toBe('enough');
+    const access = { url: rig.hub.url, signal: abort.signal };
     const file = { path: second, size: 2000, sha256: null };
     const direct = download({ access, repo: 'owner/split', file, target, onProgress: () => {} });
     expect((await rejection(direct)).message).toBe('enough');
@@ -171,27 +162,27 @@ describe('pulling', () => {
   });
 
   it('keeps nothing whose hash is wrong', async () => {
-    hub.repos.set('owner/bad', [{ path: 'bad.gguf', data, sha256: 'a'.repeat(64) }]);
-    const error = await rejection(pull('owner/bad'));
+    rig.hub.repos.set('owner/bad', [{ path: 'bad.gguf', data, sha256: 'a'.repeat(64) }]);
+    const error = await rejection(rig.pull('owner/bad'));
     expect(error.code).toBe('DROID_DOWNLOAD_FAILED');
     expect(error.message).toContain(`the hub says ${'a'.repeat(64)}`);
-    expect(await readdir(join(directory, 'owner/bad'))).toEqual([]);
+    expect(await readdir(join(rig.directory, 'owner/bad'))).toEqual([]);
   });
 
   it('starts over when what is there cannot be the beginning', async () => {
-    const part = join(directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf.part');
+    const part = join(rig.directory, 'owner/tiny-GGUF/tiny-q4_k_m.gguf.part');
     await mkdir(dirname(part), { recursive: true });
     await writeFile(part, Buffer.alloc(50_000));
-    expect((await readFile((await pull('owner/tiny-GGUF')).path)).equals(data)).toBe(true);
+    expect((await readFile((await rig.pull('owner/tiny-GGUF')).path)).equals(data)).toBe(true);
   });
 
   it('pulls all files of a split model, and loads it by the first', async () => {
-    hub.repos.set('owner/split', [
+    rig.hub.repos.set('owner/split', [
       { path: 'big-Q8_0-00001-of-00002.gguf', data: bytes(3000) },
       { path: 'big-Q8_0-00002-of-00002.gguf', data: bytes(2000, 5) },
     ]);
     const progress: number[] = [];
-    const pulled = await pull('owner/split', { onProgress: (p) => progress.push(p.bytes) });
+    const pulled = await rig.pull('owner/split', { onProgress: (p) => progress.push(p.bytes) });
     expect(pulled).toMatchObject({ bytes: 5000, reference: 'owner/split:Q8_0' });
     expect(pulled.path).toMatch(/-00001-of-00002\.gguf$/);
     expect(progress.at(-1)).toBe(5000);
@@ -199,59 +190,66 @@ describe('pulling', () => {
   });
 
   it('shows its token to a gated repository, and says what is missing without one', async () => {
-    hub.gated.set('owner/tiny-GGUF', 'hf_secret');
-    const error = await rejection(pull('owner/tiny-GGUF'));
+    rig.hub.gated.set('owner/tiny-GGUF', 'hf_secret');
+    const error = await rejection(rig.pull('owner/tiny-GGUF'));
     expect(error).toMatchObject({
       code: 'DROID_MODEL_NOT_FOUND',
       message: expect.stringContaining('needs a token (HF_TOKEN)'),
     });
-    await pull('owner/tiny-GGUF', { hubToken: 'hf_secret' });
-    expect(hub.downloads.at(-1)?.authorization).toBe('Bearer hf_secret');
-    const refused = await rejection(pull('owner/tiny-GGUF:Q8_0', { hubToken: 'hf_other' }));
+    await rig.pull('owner/tiny-GGUF', { hubToken: 'hf_secret' });
+    expect(rig.hub.downloads.at(-1)?.authorization).toBe('Bearer hf_secret');
+    const refused = await rejection(rig.pull('owner/tiny-GGUF:Q8_0', { hubToken: 'hf_other' }));
     expect(refused.message).toContain('the token does not open it');
     expect(refused.message).not.toContain('hf_other');
   });
 
   it('lists what there is instead of a name that is not there', async () => {
-    expect((await rejection(pull('owner/tiny-GGUF:Q9_X'))).message).toBe(
+    expect((await rejection(rig.pull('owner/tiny-GGUF:Q9_X'))).message).toBe(
       'owner/tiny-GGUF has no Q9_X. It has Q4_K_M (40 kB), Q8_0 (60 kB).',
     );
-    expect((await rejection(pull('other/tiny-GGUF'))).message).toMatch(/does not exist.*There are: owner\/tiny-GGUF$/);
-    hub.repos.set('owner/none', [{ path: 'README.md', data }]);
-    expect((await rejection(pull('owner/none'))).message).toContain('holds no GGUF model');
+    expect((await rejection(rig.pull('other/tiny-GGUF'))).message).toMatch(
+      /does not exist.*There are: owner\/tiny-GGUF$/,
+    );
+    rig.hub.repos.set('owner/none', [{ path: 'README.md', data }]);
+    expect((await rejection(rig.pull('owner/none'))).message).toContain('holds no GGUF model');
   });
 
   it('does not start what the disk has no room for', async () => {
-    hub.repos.set('owner/huge', [{ path: 'huge.gguf', data, size: 2 ** 52 }]);
-    const error = await rejection(pull('owner/huge'));
+    rig.hub.repos.set('owner/huge', [{ path: 'huge.gguf', data, size: 2 ** 52 }]);
+    const error = await rejection(rig.pull('owner/huge'));
     expect(error).toMatchObject({
       code: 'DROID_DISK_FULL',
       message: expect.stringMatching(/needs 4503599\.6 GB more, and [\d.]+ [GM]B are free/),
     });
-    expect(hub.downloads).toEqual([]);
+    expect(rig.hub.downloads).toEqual([]);
   });
 
   it('gives up when no byte comes over several tries, or a server cannot resume', async () => {
     const file = { path: 'tiny-q4_k_m.gguf', size: data.length, sha256: null };
-    const options = { access: { url: hub.url }, repo: 'owner/tiny-GGUF', file, target: join(directory, 'x.gguf') };
-    hub.cuts.push(0, 0, 0, 0);
+    const options = {
+      access: { url: rig.hub.url },
+      repo: 'owner/tiny-GGUF',
+      file,
+      target: join(rig.directory, 'x.gguf'),
+    };
+    rig.hub.cuts.push(0, 0, 0, 0);
     const error = await rejection(download({ ...options, onProgress: () => {}, retryDelaysMs: [1, 1] }));
     expect(error.code).toBe('DROID_DOWNLOAD_FAILED');
-    expect(hub.downloads).toHaveLength(3);
-    hub.cuts.splice(0, 4, 1000);
-    hub.ignoresRanges = true;
+    expect(rig.hub.downloads).toHaveLength(3);
+    rig.hub.cuts.splice(0, 4, 1000);
+    rig.hub.ignoresRanges = true;
     const stuck = await rejection(download({ ...options, onProgress: () => {}, retryDelaysMs: [1, 1] }));
     expect(stuck.message).toContain('cannot resume');
   });
 
   it('takes a connection that falls silent for a broken one', async () => {
     const file = { path: 'tiny-q4_k_m.gguf', size: data.length, sha256: null };
-    const target = join(directory, 'x.gguf');
+    const target = join(rig.directory, 'x.gguf');
     let silent = true;
-    hub.beforePiece = (sent) => (silent && sent >= 20_000 ? new Promise(() => {}) : undefined);
+    rig.hub.beforePiece = (sent) => (silent && sent >= 20_000 ? new Promise(() => {}) : undefined);
     const why: string[] = [];
     await download({
-      access: { url: hub.url },
+      access: { url: rig.hub.url },
       repo: 'owner/tiny-GGUF',
       file,
       target,
